@@ -1,0 +1,16 @@
+"""PocketSpore: train, evaluate and ship pocket-size CNNs with MindSpore."""
+
+import os
+import sys
+
+if not (3, 9) <= sys.version_info[:2] <= (3, 12):
+    # requirements.txt installs nothing there, so this line is the last that the README's command prints.
+    sys.stderr.write(
+        "error: Python {}.{} is not supported: MindSpore has wheels for Python 3.9, 3.10, 3.11 and 3.12\n".format(
+            *sys.version_info[:2]
+        )
+    )
+    sys.exit(2)
+
+# MindSpore reads its log level once, at import: 4 keeps its C++ warnings off the user's screen.
+os.environ.setdefault("GLOG_v", "4")

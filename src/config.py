@@ -1,0 +1,292 @@
+"""Every setting of PocketSpore, its default, unit and allowed values, and how a YAML file becomes a checked `Config`."""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Optional
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from src.data.datasets import DATASETS
+from src.errors import UserError, did_you_mean
+from src.models import NETWORKS
+
+
+def one_of(value, allowed):
+    """Return `value` if it is among the `allowed`; otherwise raise naming those."""
+    if value not in allowed:
+        raise ValueError(f"{value!r} is not one of {listed(allowed)}{did_you_mean(value, allowed)}")
+    return value
+
+
+def listed(values):
+    return ", ".join(str(value) for value in values)
+
+
+class Section(BaseModel):
+    """A group of settings: unknown keys, values of another type and non-finite numbers are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ModelConfig(Section):
+    name: str = "shufflenet_v2"  # a network of src/models
+    width: float = 1.0  # width multiplier, one of the network's variants
+    groups: Optional[int] = None  # ShuffleNetV1 only: groups of its 1x1 convolutions; null there: 3
+    classes: Optional[int] = Field(None, ge=2)  # outputs; null: as many as the training data has
+    dropout: float = Field(0.0, ge=0, lt=1)  # probability, before the classifier
+    stem_stride: Annotated[int, AfterValidator(lambda stride: one_of(stride, (1, 2)))] = 2  # 1: for small images, then without the stem's max-pool
+
+    @field_validator("name")
+    @classmethod
+    def known_network(cls, name):
+        return one_of(name, NETWORKS)
+
+    @model_validator(mode="after")
+    def fits_network(self):
+        network = NETWORKS[self.name]
+        if self.width not in network.variants:
+            raise ValueError(f"width: {self.width} is not one of {listed(network.variants)} ({self.name})")
+        if self.name != "shufflenet_v1":
+            if self.groups is not None:
+                raise ValueError(f"groups: {self.groups} is for shufflenet_v1 only, not {self.name}")
+        else:
+            self.groups = 3 if self.groups is None else self.groups
+            if self.groups not in network.stage2_channels:
+                raise ValueError(f"groups: {self.groups} is not one of {listed(network.stage2_channels)}")
+        return self
+
+
+class DataConfig(Section):
+    name: str = "digits"  # a dataset of src/data/datasets.py
+    root: Optional[str] = None  # the folder that holds it; null: where the dataset is by default
+    image_size: int = Field(224, ge=8, le=1024)  # pixels, height and width of the network's input
+    channels: Annotated[int, AfterValidator(lambda count: one_of(count, (1, 3)))] = 3  # of the network's input: 1 gray, 3 RGB
+    mean: Optional[list[float]] = None  # per channel, of pixels scaled to 0..1; null: ImageNet's
+    std: Optional[list[float]] = None
+    crop_fraction: float = Field(0.875, gt=0, le=1)  # evaluation: image_size / short side before the centre crop
+    workers: Optional[int] = Field(None, ge=1)  # threads that prepare images; null: one a core, at most 8
+
+    @field_validator("name")
+    @classmethod
+    def known_dataset(cls, name):
+        return one_of(name, DATASETS)
+
+    @model_validator(mode="after")
+    def resolve(self):
+        default_root = DATASETS[self.name].default_root
+        if self.name == "digits" and self.root is not None:
+            raise ValueError(f"root: {self.root!r} is not used: digits comes with scikit-learn, leave it out")
+        if self.root is None and self.name != "digits":
+            if default_root is None:
+                raise ValueError(f"root: the folder of {self.name} must be given")
+            self.root = default_root
+        if self.workers is None:
+            self.workers = min(os.cpu_count() or 1, 8)
+        imagenet = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+        for key, rgb in imagenet.items():
+            values = getattr(self, key)
+            if values is None:
+                values = rgb if self.channels == 3 else [round(sum(rgb) / 3, 3)]
+                setattr(self, key, values)
+            if len(values) != self.channels:
+                raise ValueError(f"{key}: {values} has {len(values)} numbers, but data.channels is {self.channels}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std: {self.std} must be greater than 0")
+        return self
+
+
+class AugmentConfig(Section):
+    crop: Literal["none", "pad", "resized"] = "resized"  # pad: crop of the padded image; resized: of a random area
+    padding: Optional[int] = Field(None, ge=1)  # crop: pad only; pixels on each side; null: image_size / 8
+    scale: Optional[list[float]] = None  # crop: resized only; range of the area, 0..1; null: 0.08 to 1
+    ratio: Optional[list[float]] = None  # crop: resized only; range of width / height; null: 3/4 to 4/3
+    flip: float = Field(0.5, ge=0, le=1)  # probability of a horizontal flip
+
+    @model_validator(mode="after")
+    def used(self):
+        if self.crop != "pad" and self.padding is not None:
+            raise ValueError(f"padding: {self.padding} is used with augment.crop=pad only, not {self.crop}")
+        for key, default, bound in (("scale", [0.08, 1.0], 1.0), ("ratio", [0.75, 1.3333], None)):
+            values = getattr(self, key)
+            if self.crop != "resized":
+                if values is not None:
+                    raise ValueError(f"{key}: {values} is used with augment.crop=resized only, not {self.crop}")
+                continue
+            if values is None:
+                setattr(self, key, default)
+            elif len(values) != 2 or not 0 < values[0] <= values[1] or (bound and values[1] > bound):
+                limit = f", at most {bound}" if bound else ""
+                raise ValueError(f"{key}: {values} must be two numbers above 0, the smaller first{limit}")
+        return self
+
+
+class TrainConfig(Section):
+    epochs: int = Field(30, ge=1)
+    batch_size: int = Field(64, ge=2)  # images a step; what is left over at an epoch's end waits for another epoch
+    seed: int = Field(0, ge=0, lt=2**31)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+
+class OptimizerConfig(Section):
+    name: Literal["sgd"] = "sgd"
+    lr: float = Field(0.1, gt=0)  # the peak, after warm-up
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = True
+    weight_decay: float = Field(4e-5, ge=0)  # on weights only, not on BatchNorm and biases
+
+    @model_validator(mode="after")
+    def nesterov_has_momentum(self):
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov: true needs optimizer.momentum above 0")
+        return self
+
+
+class ScheduleConfig(Section):
+    name: Literal["cosine", "linear", "constant"] = "cosine"  # the first two end at 0
+    warmup_epochs: float = Field(0.0, ge=0)  # epochs in which the learning rate rises linearly from 0
+
+
+class RuntimeConfig(Section):
+    device: Literal["auto", "cpu", "gpu", "ascend"] = "auto"  # auto: Ascend, else GPU, else CPU
+    mode: Literal["graph", "pynative"] = "graph"  # graph: compiled steps; pynative: op by op, for debugging
+
+
+class RunConfig(Section):
+    dir: str = Field("runs/latest", min_length=1)  # the run folder, made by train.py
+
+
+class Config(Section):
+    """The resolved settings of one run."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
+    run: RunConfig = Field(default_factory=RunConfig)
+
+    @model_validator(mode="after")
+    def consistent(self):
+        if self.schedule.warmup_epochs > self.train.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs: {self.schedule.warmup_epochs} must be at most "
+                f"train.epochs, {self.train.epochs}"
+            )
+        if self.augment.crop == "pad" and self.augment.padding is None:
+            self.augment.padding = max(1, self.data.image_size // 8)
+        return self
+
+    def to_yaml(self):
+        """Return the resolved settings as YAML text that `load_config` reads back."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False)
+
+
+def load_config(path, overrides=()):
+    """Read the YAML file at `path`, apply `section.key=value` overrides and return the resolved `Config`.
+
+    Raises `UserError` naming the file or override, the key, its value and what is allowed.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not UTF-8 text") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    tree = parse_yaml(text, source=path)
+    tree = {} if tree is None else tree
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: must hold sections such as `model:` with keys, not {shown(tree)}")
+    return make_config(tree, overrides, source=path)
+
+
+def make_config(tree, overrides=(), source="config"):
+    """Return the `Config` of a nested dict with overrides applied; `source` names its origin in errors."""
+    tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
+    overridden = set()
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        section, dot, name = key.partition(".")
+        if not (equals and dot and section and name):
+            raise UserError(f"{override}: an override looks like section.key=value")
+        if not isinstance(tree.setdefault(section, {}), dict):
+            raise UserError(f"{source}: {section}: {shown(tree[section])} must be a section with keys")
+        tree[section][name] = parse_yaml(value, source=override)
+        overridden.add(key)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        message, key = describe(error.errors()[0])
+        origin = "command line" if any(f"{override}.".startswith(f"{key}.") for override in overridden) else source
+        raise UserError(f"{origin}: {message}") from None
+
+
+def describe(problem):
+    """Return (message, dotted key) for one pydantic error."""
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    kind, value = problem["type"], problem["input"]
+    if kind == "extra_forbidden":
+        return f"{key}: unknown key{did_you_mean(key, all_keys())}", key
+    if kind == "value_error":
+        # A check of a whole section names the key itself, at the head of its message.
+        inner = str(problem["ctx"]["error"])
+        if isinstance(value, (dict, BaseModel)):
+            key = ".".join([*location, inner.split(":")[0]])
+            return ".".join([*location, inner]), key
+        return f"{key}: {inner}", key
+    if kind == "literal_error":
+        allowed = [choice.strip("'") for choice in re.split(r", | or ", problem["ctx"]["expected"])]
+        return f"{key}: {shown(value)} is not one of {', '.join(allowed)}{did_you_mean(value, allowed)}", key
+    if kind == "model_type":
+        return f"{key}: {shown(value)} must be a section with keys", key
+    return f"{key}: {shown(value)}: {problem['msg'][0].lower()}{problem['msg'][1:]}", key
+
+
+def all_keys():
+    """Return every section and every dotted key of the schema."""
+    keys = []
+    for section, field in Config.model_fields.items():
+        keys += [section, *(f"{section}.{name}" for name in field.annotation.model_fields)]
+    return keys
+
+
+def shown(value):
+    """Return a value for an error message, cut where it would fill the screen."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+class Loader(yaml.SafeLoader):
+    """SafeLoader that refuses duplicate keys and reads 1e-4 as a number, as YAML 1.2 does."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def parse_yaml(text, source):
+    """Return the value of YAML `text`; `source` names it in errors."""
+    try:
+        return yaml.load(text, Loader)  # noqa: S506 (a SafeLoader)
+    except RecursionError:
+        raise UserError(f"{source}: is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise UserError(f"{source}: is not valid YAML: {getattr(error, 'problem', None) or error}{where}") from None

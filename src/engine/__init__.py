@@ -1,0 +1,1 @@
+"""Training step, evaluation, checkpoints and the run folder."""

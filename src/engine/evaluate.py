@@ -1,0 +1,69 @@
+"""Evaluation: every image once, sums in float64."""
+
+from dataclasses import dataclass
+
+import mindspore as ms
+import numpy as np
+
+TOP_K = 5
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of a split; accuracies are fractions of 1, `confusion` counts images by (true class, predicted class)."""
+
+    loss: float
+    top1: float
+    top5: float  # where there are fewer than five classes, top-all
+    images: int
+    confusion: np.ndarray
+
+    def per_class(self, classes):
+        """Return a dict a class: name, precision, recall (None where nothing was predicted or shown) and images."""
+        hits, shown, predicted = self.confusion.diagonal(), self.confusion.sum(1), self.confusion.sum(0)
+        return [
+            {
+                "class": name,
+                "precision": float(hits[i] / predicted[i]) if predicted[i] else None,
+                "recall": float(hits[i] / shown[i]) if shown[i] else None,
+                "images": int(shown[i]),
+            }
+            for i, name in enumerate(classes)
+        ]
+
+
+def predict(step, loader):
+    """Yield (logits float32 (N, classes), labels int32 (N)) a batch; `step` is `make_eval_step`'s."""
+    for images, labels in loader.epoch():
+        count = len(images)
+        # Filled up to the full size: another shape would compile the network once more.
+        filled = np.concatenate([images, np.repeat(images[-1:], loader.batch_size - count, axis=0)])
+        yield step(ms.Tensor(filled)).asnumpy()[:count], labels
+
+
+def evaluate(classifier, step, loader):
+    """Return the `Evaluation` of the loader's split; the classifier is left in evaluation mode."""
+    classifier.set_train(False)
+    classes = len(classifier.head.bias)
+    loss, top5, confusion = 0.0, 0, np.zeros((classes, classes), np.int64)
+    for logits, labels in predict(step, loader):
+        own = logits[np.arange(len(labels)), labels][:, None]
+        loss += cross_entropy(logits, labels).sum()
+        # Better ones come first, and of equals the lower index, as argmax has it.
+        ahead = (logits > own).sum(1) + ((logits == own) & (np.arange(classes) < labels[:, None])).sum(1)
+        top5 += int((ahead < TOP_K).sum())
+        np.add.at(confusion, (labels, logits.argmax(1)), 1)
+    images = int(confusion.sum())
+    return Evaluation(float(loss / images), float(confusion.trace() / images), top5 / images, images, confusion)
+
+
+def cross_entropy(logits, labels):
+    """Return -log softmax(logits)[label], float64 (N)."""
+    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
+    return np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels]
+
+
+def softmax(logits):
+    """Return the probabilities of logits (N, classes), float64."""
+    exponentials = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    return exponentials / exponentials.sum(1, keepdims=True)

@@ -1,0 +1,68 @@
+"""Pictures of a run: curves, confusion matrix, contact sheet. Drawn without a display."""
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+TRAIN, TEST = "#888888", "#c2410c"
+
+
+def new_figure(width, height):
+    """Return a figure of `width` x `height` inches that needs no display and no global state."""
+    figure = Figure((width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def plot_curves(rows, path):
+    """Draw loss and top-1 over the epochs of metrics.csv's `rows` into the PNG at `path`."""
+    figure = new_figure(9, 3.6)
+    loss, accuracy = figure.subplots(1, 2)
+    epochs = [row["epoch"] for row in rows]
+    marker = "o" if len(rows) == 1 else None
+    for axes, key, scale, label in ((loss, "loss", 1, "loss"), (accuracy, "top1", 100, "top-1 (%)")):
+        for split, colour in (("train", TRAIN), ("test", TEST)):
+            values = [row[f"{split}_{key}"] * scale for row in rows]
+            axes.plot(epochs, values, color=colour, marker=marker, label=split)
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    loss.legend(frameon=False)
+    best = max(rows, key=lambda row: row["test_top1"])
+    accuracy.axhline(best["test_top1"] * 100, color=TEST, linewidth=0.8, linestyle=":")
+    accuracy.set_title(f"best test top-1 {best['test_top1']:.2%} at epoch {best['epoch']}", fontsize=10)
+    figure.savefig(path, dpi=110)
+
+
+def plot_confusion(confusion, classes, path):
+    """Draw images by (true, predicted) class into the PNG at `path`, coloured by the share of the true class."""
+    count = len(classes)
+    side = min(4 + 0.4 * count, 24)
+    figure = new_figure(side, side)
+    axes = figure.subplots()
+    axes.imshow(confusion / np.maximum(confusion.sum(1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="predicted", ylabel="true")
+    if count <= 50:
+        axes.set_xticks(range(count), classes, rotation=45, ha="right")
+        axes.set_yticks(range(count), classes)
+    if count <= 25:
+        shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+        for row, column in zip(*np.nonzero(confusion)):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, confusion[row, column], ha="center", va="center", color=colour, fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def plot_contact_sheet(images, captions, path, columns=8):
+    """Draw uint8 images (H, W, C), each with a line or two of text above it, into the PNG at `path`."""
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    figure = new_figure(1.5 * columns, 1.8 * rows)
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.set_axis_off()
+    for axes, image, caption in zip(figure.axes, images, captions):
+        gray = image.shape[-1] == 1
+        axes.imshow(image[..., 0] if gray else image, cmap="gray" if gray else None, vmin=0, vmax=255)
+        axes.set_title(caption, fontsize=8)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,80 @@
+"""Blocks that several networks share. All maps are float32 of shape (N, C, H, W)."""
+
+import mindspore as ms
+from mindspore import nn, ops
+from mindspore.common.initializer import HeNormal, Normal, initializer
+
+
+def make_divisible(channels, divisor=8):
+    """Round a channel count to a multiple of `divisor`, never below 0.9 of it (MobileNetV2's reference code)."""
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded
+
+
+class ConvNormAct(nn.Cell):
+    """Convolution without bias, BatchNorm, activation; padded so that stride 1 keeps the map's size.
+
+    `activation` is a Cell class such as `nn.ReLU`, or None for a linear output.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, groups=1, activation=nn.ReLU):
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            pad_mode="pad",
+            padding=kernel_size // 2,
+            group=groups,
+            has_bias=False,
+        )
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.act = activation() if activation else None
+
+    def construct(self, x):
+        x = self.norm(self.conv(x))
+        return x if self.act is None else self.act(x)
+
+
+class SqueezeExcite(nn.Cell):
+    """Scale each channel by a gate computed from all channels' means (Squeeze-and-Excitation, section 3).
+
+    `reduced` is the width of the hidden layer, `gate` the Cell class of the gate's activation.
+    """
+
+    def __init__(self, channels, reduced, gate=nn.HSigmoid):
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, reduced, 1, has_bias=True)
+        self.act = nn.ReLU()
+        self.expand = nn.Conv2d(reduced, channels, 1, has_bias=True)
+        self.gate = gate()
+
+    def construct(self, x):
+        means = ops.mean(x, (2, 3), True)
+        return x * self.gate(self.expand(self.act(self.reduce(means))))
+
+
+def channel_shuffle(x, groups):
+    """Deal the channels of (N, C, H, W) out so that each group's follow one another (ShuffleNetV1, figure 1c)."""
+    batch, channels, height, width = x.shape
+    x = ops.reshape(x, (batch, groups, channels // groups, height, width))
+    return ops.reshape(ops.transpose(x, (0, 2, 1, 3, 4)), (batch, channels, height, width))
+
+
+def global_pool(x):
+    """Average a map over its area: (N, C, H, W) to (N, C)."""
+    return ops.mean(x, (2, 3))
+
+
+def initialize_weights(network):
+    """He-normal convolutions (fan-out), N(0, 0.01) classifier, zero biases; BatchNorm keeps weight 1 and bias 0."""
+    for _, layer in network.cells_and_names():
+        if isinstance(layer, nn.Conv2d):
+            layer.weight.set_data(initializer(HeNormal(mode="fan_out"), layer.weight.shape, ms.float32))
+        elif isinstance(layer, nn.Dense):
+            layer.weight.set_data(initializer(Normal(0.01), layer.weight.shape, ms.float32))
+        else:
+            continue
+        if layer.bias is not None:
+            layer.bias.set_data(initializer("zeros", layer.bias.shape, ms.float32))

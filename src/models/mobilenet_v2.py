@@ -1,0 +1,56 @@
+"""MobileNetV2: https://arxiv.org/abs/1801.04381, section 4 and table 2."""
+
+from mindspore import nn
+
+from src.models.layers import ConvNormAct, global_pool, make_divisible
+
+
+class InvertedResidual(nn.Cell):
+    """1x1 expansion, depthwise 3x3, linear 1x1; added to its input where the shapes agree (figure 3b)."""
+
+    def __init__(self, in_channels, out_channels, stride, expansion):
+        super().__init__()
+        hidden = in_channels * expansion
+        layers = [] if expansion == 1 else [ConvNormAct(in_channels, hidden, 1, activation=nn.ReLU6)]
+        layers += [
+            ConvNormAct(hidden, hidden, 3, stride, groups=hidden, activation=nn.ReLU6),
+            ConvNormAct(hidden, out_channels, 1, activation=None),
+        ]
+        self.layers = nn.SequentialCell(layers)
+        self.residual = stride == 1 and in_channels == out_channels
+
+    def construct(self, x):
+        return x + self.layers(x) if self.residual else self.layers(x)
+
+
+class MobileNetV2(nn.Cell):
+    """(N, in_channels, H, W) to features (N, out_features)."""
+
+    variants = (0.25, 0.35, 0.5, 0.75, 1.0, 1.3, 1.4)  # width multipliers
+    stages = (  # expansion, channels at 1.0x, repeats, stride of the first
+        (1, 16, 1, 1),
+        (6, 24, 2, 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    )
+
+    def __init__(self, width=1.0, in_channels=3, stem_stride=2):
+        super().__init__()
+        channels = make_divisible(32 * width)
+        self.stem = ConvNormAct(in_channels, channels, 3, stem_stride, activation=nn.ReLU6)
+        blocks = []
+        for expansion, base_channels, repeats, first_stride in self.stages:
+            out_channels = make_divisible(base_channels * width)
+            for block in range(repeats):
+                blocks.append(InvertedResidual(channels, out_channels, first_stride if block == 0 else 1, expansion))
+                channels = out_channels
+        self.blocks = nn.SequentialCell(blocks)
+        # The last layer keeps its width below 1.0x (section 5.1 of the paper).
+        self.out_features = make_divisible(1280 * max(1.0, width))
+        self.last = ConvNormAct(channels, self.out_features, 1, activation=nn.ReLU6)
+
+    def construct(self, x):
+        return global_pool(self.last(self.blocks(self.stem(x))))

@@ -1,0 +1,66 @@
+"""ShuffleNetV2: https://arxiv.org/abs/1807.11164, section 3 and table 5; layout of the authors' code."""
+
+from mindspore import nn, ops
+
+from src.models.layers import ConvNormAct, channel_shuffle, global_pool
+
+
+class ShuffleUnit(nn.Cell):
+    """Stride 1: even channels pass, odd ones are convolved. Stride 2: both branches convolve all channels (figure 3)."""
+
+    def __init__(self, in_channels, out_channels, stride):
+        super().__init__()
+        branch_in = in_channels if stride == 2 else in_channels // 2
+        bottleneck = out_channels // 2
+        branch_out = out_channels - branch_in
+        self.branch = nn.SequentialCell(
+            ConvNormAct(branch_in, bottleneck, 1),
+            ConvNormAct(bottleneck, bottleneck, 3, stride, groups=bottleneck, activation=None),
+            ConvNormAct(bottleneck, branch_out, 1),
+        )
+        self.shortcut = None
+        if stride == 2:
+            self.shortcut = nn.SequentialCell(
+                ConvNormAct(branch_in, branch_in, 3, stride, groups=branch_in, activation=None),
+                ConvNormAct(branch_in, branch_in, 1),
+            )
+
+    def construct(self, x):
+        if self.shortcut is not None:
+            return ops.concat((self.shortcut(x), self.branch(x)), 1)
+        # Even channels first, odd ones after: the shuffle and the channel split of the paper in one.
+        shuffled = channel_shuffle(x, x.shape[1] // 2)
+        kept, convolved = ops.split(shuffled, x.shape[1] // 2, 1)
+        return ops.concat((kept, self.branch(convolved)), 1)
+
+
+class ShuffleNetV2(nn.Cell):
+    """(N, in_channels, H, W) to features (N, out_features)."""
+
+    variants = {  # width multiplier: channels of stages 2, 3, 4 and of the last 1x1 convolution
+        0.5: (48, 96, 192, 1024),
+        1.0: (116, 232, 464, 1024),
+        1.5: (176, 352, 704, 1024),
+        2.0: (244, 488, 976, 2048),
+    }
+    stage_repeats = (4, 8, 4)
+
+    def __init__(self, width=1.0, in_channels=3, stem_stride=2):
+        super().__init__()
+        *stage_channels, self.out_features = self.variants[width]
+        channels = 24
+        self.stem = ConvNormAct(in_channels, channels, 3, stem_stride)
+        self.pool = nn.MaxPool2d(3, 2, pad_mode="pad", padding=1) if stem_stride == 2 else None
+        units = []
+        for out_channels, repeats in zip(stage_channels, self.stage_repeats):
+            for unit in range(repeats):
+                units.append(ShuffleUnit(channels, out_channels, 2 if unit == 0 else 1))
+                channels = out_channels
+        self.units = nn.SequentialCell(units)
+        self.last = ConvNormAct(channels, self.out_features, 1)
+
+    def construct(self, x):
+        x = self.stem(x)
+        if self.pool is not None:
+            x = self.pool(x)
+        return global_pool(self.last(self.units(x)))
