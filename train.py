@@ -80,7 +80,7 @@ def main():
             "data_wait_fraction": clock.data_wait_fraction,
             "seconds": time.perf_counter() - epoch_began,
         }
-        folder.log_epoch(row)
+        folder.log_epoch(row, best)
         progress.end_epoch(row)
     progress.close()
 

@@ -1,4 +1,4 @@
-"""Every setting of PocketSpore, its default, unit and allowed values, and how a YAML file becomes a checked `Config`."""
+"""Every setting of PocketSpore, its default, unit and allowed values; reading them from YAML."""
 
 import os
 import re
@@ -20,6 +20,11 @@ def one_of(value, allowed):
     return value
 
 
+def integer_of(*allowed):
+    """Return the type of an integer among the `allowed`; unlike Literal[1, 2], it does not take true for 1."""
+    return Annotated[int, AfterValidator(lambda value: one_of(value, allowed))]
+
+
 def listed(values):
     return ", ".join(str(value) for value in values)
 
@@ -36,7 +41,7 @@ class ModelConfig(Section):
     groups: Optional[int] = None  # ShuffleNetV1 only: groups of its 1x1 convolutions; null there: 3
     classes: Optional[int] = Field(None, ge=2)  # outputs; null: as many as the training data has
     dropout: float = Field(0.0, ge=0, lt=1)  # probability, before the classifier
-    stem_stride: Annotated[int, AfterValidator(lambda stride: one_of(stride, (1, 2)))] = 2  # 1: for small images, then without the stem's max-pool
+    stem_stride: integer_of(1, 2) = 2  # 1: for small images, then without the stem's max-pool
 
     @field_validator("name")
     @classmethod
@@ -62,7 +67,7 @@ class DataConfig(Section):
     name: str = "digits"  # a dataset of src/data/datasets.py
     root: Optional[str] = None  # the folder that holds it; null: where the dataset is by default
     image_size: int = Field(224, ge=8, le=1024)  # pixels, height and width of the network's input
-    channels: Annotated[int, AfterValidator(lambda count: one_of(count, (1, 3)))] = 3  # of the network's input: 1 gray, 3 RGB
+    channels: integer_of(1, 3) = 3  # of the network's input: 1 gray, 3 RGB
     mean: Optional[list[float]] = None  # per channel, of pixels scaled to 0..1; null: ImageNet's
     std: Optional[list[float]] = None
     crop_fraction: float = Field(0.875, gt=0, le=1)  # evaluation: image_size / short side before the centre crop
@@ -283,7 +288,7 @@ Loader.add_implicit_resolver(
 def parse_yaml(text, source):
     """Return the value of YAML `text`; `source` names it in errors."""
     try:
-        return yaml.load(text, Loader)  # noqa: S506 (a SafeLoader)
+        return yaml.load(text, Loader)
     except RecursionError:
         raise UserError(f"{source}: is nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:

@@ -55,7 +55,8 @@ def load_samples(data, split, classes=None):
     With `classes`, the class names of a checkpoint, labels index into those; a class that they lack is a `UserError`.
     """
     samples = DATASETS[data.name].load(data.root, split, classes)
-    if classes is not None and list(classes) != samples.classes:
+    # A network may have more outputs than the data has classes (model.classes); those have names at the end.
+    if classes is not None and list(classes)[: len(samples.classes)] != samples.classes:
         raise UserError(f"data.name: {data.name} has other classes than the checkpoint: {', '.join(samples.classes)}")
     return samples
 
@@ -88,7 +89,7 @@ def load_fashion_mnist(root, split, classes):
 def read_idx(folder, name, dimensions):
     """Return the uint8 array of the idx file `name` or `name`.gz in `folder` (format: yann.lecun.com/exdb/mnist)."""
     if not folder.is_dir():
-        raise UserError(f"data.root: {folder}: no such folder; it should hold {name}.gz (Debian: dataset-fashion-mnist)")
+        raise UserError(f"data.root: {folder}: no such folder; Debian's package dataset-fashion-mnist makes it")
     path = next((folder / file for file in (name, f"{name}.gz") if (folder / file).is_file()), None)
     if path is None:
         raise UserError(f"data.root: {folder} has neither {name} nor {name}.gz")
@@ -101,7 +102,7 @@ def read_idx(folder, name, dimensions):
         raise UserError(f"{path}: is not an idx file of bytes with {dimensions} dimensions")
     shape = struct.unpack(f">{dimensions}I", content[4:header])
     if len(content) - header != np.prod(shape, dtype=np.int64):
-        raise UserError(f"{path}: has {len(content) - header} bytes of data, its header says {'x'.join(map(str, shape))}")
+        raise UserError(f"{path}: has {len(content) - header} bytes of data, but its header says {shape}")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 

@@ -1,0 +1,1 @@
+"""Files for devices, verified on real images."""

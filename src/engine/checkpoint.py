@@ -11,9 +11,20 @@ import mindspore as ms
 import numpy as np
 
 from src.config import Config, make_config
-from src.errors import UserError
+from src.errors import UserError, did_you_mean
 from src.models import create_model
 
+# What may differ from the training when a checkpoint is evaluated or exported: where and how, not what.
+FREE_KEYS = (
+    "data.name",
+    "data.root",
+    "data.image_size",
+    "data.crop_fraction",
+    "data.workers",
+    "train.batch_size",
+    "runtime.device",
+    "runtime.mode",
+)
 ENTRY = "pocketspore"  # the string beside the weights, JSON
 FORMAT = 1
 
@@ -74,6 +85,18 @@ def load_checkpoint(path):
         versions=description["versions"],
         weights=weights,
     )
+
+
+def adapt_config(config, overrides):
+    """Return a checkpoint's config with overrides; a key that is fixed by the training is a `UserError`."""
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key not in FREE_KEYS:
+            raise UserError(
+                f"{override}: cannot be changed for a checkpoint{did_you_mean(key, FREE_KEYS)}; "
+                f"can be: {', '.join(FREE_KEYS)}"
+            )
+    return make_config(config.model_dump(), overrides, source="checkpoint")
 
 
 def restore(checkpoint, path):

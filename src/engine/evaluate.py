@@ -33,12 +33,15 @@ class Evaluation:
 
 
 def predict(step, loader):
-    """Yield (logits float32 (N, classes), labels int32 (N)) a batch; `step` is `make_eval_step`'s."""
+    """Yield (images uint8 (N, H, W, C), labels int32 (N), logits float32 (N, classes)) a batch.
+
+    `step` is `make_eval_step`'s.
+    """
     for images, labels in loader.epoch():
         count = len(images)
         # Filled up to the full size: another shape would compile the network once more.
         filled = np.concatenate([images, np.repeat(images[-1:], loader.batch_size - count, axis=0)])
-        yield step(ms.Tensor(filled)).asnumpy()[:count], labels
+        yield images, labels, step(ms.Tensor(filled)).asnumpy()[:count]
 
 
 def evaluate(classifier, step, loader):
@@ -46,7 +49,7 @@ def evaluate(classifier, step, loader):
     classifier.set_train(False)
     classes = len(classifier.head.bias)
     loss, top5, confusion = 0.0, 0, np.zeros((classes, classes), np.int64)
-    for logits, labels in predict(step, loader):
+    for _, labels, logits in predict(step, loader):
         own = logits[np.arange(len(labels)), labels][:, None]
         loss += cross_entropy(logits, labels).sum()
         # Better ones come first, and of equals the lower index, as argmax has it.

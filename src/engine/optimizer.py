@@ -22,14 +22,18 @@ def learning_rates(config, steps_per_epoch):
 
 
 def create_optimizer(config, classifier, rates):
-    """Return momentum SGD over all trainable parameters; weight decay acts on convolution and dense weights only."""
+    """Return momentum SGD over all trainable parameters; weight decay acts on convolution and dense weights only.
+
+    `rates` is the learning rate of every step, float32 (steps).
+    """
     parameters = classifier.trainable_params()
     weights = [parameter for parameter in parameters if parameter.ndim > 1]
     others = [parameter for parameter in parameters if parameter.ndim == 1]
     settings = config.optimizer
-    return nn.Momentum(
+    # Not nn.Momentum: on the CPU of MindSpore 2.7 its Nesterov option changes nothing.
+    return nn.SGD(
         [{"params": weights, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
         learning_rate=ms.Tensor(rates),
         momentum=settings.momentum,
-        use_nesterov=settings.nesterov,
+        nesterov=settings.nesterov,
     )

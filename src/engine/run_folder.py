@@ -43,12 +43,12 @@ class RunFolder:
         with open(self.path / "metrics.csv", "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerow(COLUMNS)
 
-    def log_epoch(self, row):
-        """Append one epoch's `row`, a dict of COLUMNS, to metrics.csv and redraw the curves."""
+    def log_epoch(self, row, best):
+        """Append an epoch's `row`, a dict of COLUMNS, to metrics.csv and redraw the curves with the `best` so far."""
         self.rows.append(row)
         with open(self.path / "metrics.csv", "a", newline="", encoding="utf-8") as file:
             csv.writer(file).writerow(format(row[name], form) for name, form in COLUMNS.items())
-        plot_curves(self.rows, self.path / "curves.png")
+        plot_curves(self.rows, best, self.path / "curves.png")
 
     def finish(self, summary):
         """Write summary.json."""

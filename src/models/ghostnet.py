@@ -4,7 +4,7 @@ import math
 
 from mindspore import nn, ops
 
-from src.models.layers import ConvNormAct, SqueezeExcite, global_pool, make_divisible
+from src.models.layers import ConvNormAct, SqueezeExcite, make_divisible
 
 
 class GhostModule(nn.Cell):
@@ -32,7 +32,7 @@ class GhostModule(nn.Cell):
 
 
 class GhostBottleneck(nn.Cell):
-    """Ghost expansion, at stride 2 a depthwise convolution, optional SE, linear ghost projection, shortcut (figure 3)."""
+    """Ghost expansion, at stride 2 a depthwise convolution, SE where asked, ghost projection, shortcut (figure 3)."""
 
     def __init__(self, in_channels, hidden, out_channels, kernel_size, stride, squeeze):
         super().__init__()

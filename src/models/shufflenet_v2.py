@@ -6,7 +6,7 @@ from src.models.layers import ConvNormAct, channel_shuffle, global_pool
 
 
 class ShuffleUnit(nn.Cell):
-    """Stride 1: even channels pass, odd ones are convolved. Stride 2: both branches convolve all channels (figure 3)."""
+    """Stride 1: even channels pass, odd ones are convolved; stride 2: both branches convolve all (figure 3)."""
 
     def __init__(self, in_channels, out_channels, stride):
         super().__init__()

@@ -1,0 +1,69 @@
+"""Evaluate a checkpoint: python eval.py --checkpoint runs/quickstart/best.ckpt [--images FILE_OR_FOLDER]"""
+
+from pathlib import Path
+
+from src.data.datasets import SPLITS, load_samples
+from src.data.loading import eval_loader
+from src.engine.checkpoint import adapt_config, load_checkpoint, restore
+from src.engine.device import use_device
+from src.engine.evaluate import evaluate
+from src.engine.report import (
+    find_images,
+    predict_files,
+    print_evaluation,
+    print_predictions,
+    write_evaluation,
+    write_predictions,
+)
+from src.engine.step import make_eval_step
+from src.errors import ArgumentParser, UserError, run
+
+
+def main():
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--checkpoint", required=True, help="a best.ckpt or last.ckpt of train.py")
+    parser.add_argument("--split", choices=SPLITS, help="which images to evaluate (default: test)")
+    parser.add_argument("--json", metavar="PATH", help="also write the metrics there, and the confusion matrix as PNG")
+    parser.add_argument("--images", metavar="FILE_OR_FOLDER", help="predict these images instead of evaluating a split")
+    parser.add_argument(
+        "--csv",
+        metavar="PATH",
+        help="with --images: where the predictions go, with a contact sheet as PNG (default: predictions.csv beside "
+        "the checkpoint)",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="such as data.root or runtime.device")
+    args = parser.parse_args()
+    refuse_unused(args)
+
+    checkpoint = load_checkpoint(args.checkpoint)
+    config, classes = adapt_config(checkpoint.config, args.overrides), checkpoint.classes
+    use_device(config.runtime)
+    classifier = restore(checkpoint, args.checkpoint)
+    step = make_eval_step(classifier, compiled=config.runtime.mode == "graph")
+
+    if args.images:
+        files = find_images(args.images)
+        seen, probabilities = predict_files(step, config, classes, files)
+        print_predictions(files, probabilities, classes)
+        table = Path(args.csv or Path(args.checkpoint).with_name("predictions.csv"))
+        write_predictions(files, seen, probabilities, classes, table)
+        print(f"\nwritten: {table}, {table.with_suffix('.png')}")
+        return
+
+    result = evaluate(classifier, step, eval_loader(config, load_samples(config.data, args.split or "test", classes)))
+    print_evaluation(result, classes)
+    if args.json:
+        write_evaluation(result, classes, args.json)
+        print(f"written: {args.json}, {Path(args.json).with_suffix('.png')}")
+
+
+def refuse_unused(args):
+    """An option that would do nothing is a mistake."""
+    unused = {"--csv": args.csv} if not args.images else {"--split": args.split, "--json": args.json}
+    for option, value in unused.items():
+        if value is not None:
+            raise UserError(f"{option} {value}: {'needs' if option == '--csv' else 'cannot be used with'} --images")
+
+
+if __name__ == "__main__":
+    run(main)

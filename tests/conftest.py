@@ -1,0 +1,56 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits, load_sample_images
+
+ROOT = Path(__file__).resolve().parents[1]
+# A network and images so small that a run takes seconds; the real quickstart otherwise.
+SMALL = ["data.image_size=16", "augment.padding=2", "train.epochs=1"]
+
+
+@pytest.fixture(scope="session")
+def script():
+    """Run one of the project's scripts as a user would, in a working folder of the test's."""
+
+    def run(name, *arguments, cwd):
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("GLOG")}
+        command = [sys.executable, str(ROOT / name), *map(str, arguments)]
+        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def quickstart(script, tmp_path_factory):
+    """A one-epoch run on digits: (folder it ran in, run folder, finished process)."""
+    cwd = tmp_path_factory.mktemp("quickstart")
+    config = ROOT / "configs" / "quickstart.yaml"
+    done = script("train.py", "--config", config, "run.dir=run", *SMALL, cwd=cwd)
+    return cwd, cwd / "run", done
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """An image folder with two classes, cut from scikit-learn's two photographs: 12 training and 4 test JPEGs each."""
+    root = tmp_path / "photos"
+    generator = np.random.default_rng(0)
+    for name, photo in zip(("china", "flower"), load_sample_images().images):
+        for split, count in (("train", 12), ("val", 4)):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                top, left = generator.integers(0, 300), generator.integers(0, 500)
+                Image.fromarray(photo[top : top + 120, left : left + 120]).save(folder / f"{i}.jpg", quality=95)
+    return root
+
+
+@pytest.fixture(scope="session")
+def digit_images():
+    """scikit-learn's digits: uint8 images (1797, 8, 8) and their labels."""
+    bunch = load_digits()
+    return np.round(bunch.images * 255 / 16).astype(np.uint8), bunch.target

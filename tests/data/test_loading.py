@@ -1,0 +1,138 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.config import make_config
+from src.data.datasets import Samples, load_samples
+from src.data.loading import Loader, eval_loader, train_loader
+from src.data.transforms import eval_transforms, train_transforms
+from src.errors import UserError
+
+
+def numbered(count, side=6):
+    """Images that are told apart by their one gray value."""
+    images = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, side, side, 1)).copy()
+    return Samples(images, np.arange(count, dtype=np.int32), [str(i) for i in range(count)])
+
+
+def settings(size=8, batch_size=4, channels=1, **augment):
+    data = {"image_size": size, "channels": channels, "crop_fraction": 1.0}
+    train = {"batch_size": batch_size}
+    return make_config({"data": data, "train": train, "augment": {"crop": "none", "flip": 0.0, **augment}})
+
+
+def run(operations, image, repeats=1):
+    """Send one image through the pipeline `repeats` times."""
+    samples = Samples(np.stack([image] * repeats), np.zeros(repeats, np.int32), ["only"])
+    return np.concatenate([images for images, _ in Loader(samples, operations, repeats, workers=1, seed=0).epoch()])
+
+
+@pytest.mark.parametrize("count", [1, 4, 10, 12])
+def test_evaluation_shows_every_image_once_in_order(count):
+    batches = list(eval_loader(settings(), numbered(count)).epoch())
+    assert np.concatenate([labels for _, labels in batches]).tolist() == list(range(count))
+    for images, labels in batches:
+        assert images.dtype == np.uint8
+        assert labels.dtype == np.int32
+        assert (images == labels[:, None, None, None]).all()
+        assert images.shape[1:] == (8, 8, 1)
+
+
+def test_training_shows_whole_batches_of_different_images_in_a_new_order_each_epoch():
+    loader = train_loader(settings(), numbered(10))
+    assert len(loader) == 2
+    orders = [[int(label) for _, labels in loader.epoch(epoch) for label in labels] for epoch in (1, 2)]
+    assert orders[0] != orders[1]
+    for order in orders:
+        assert len(order) == len(set(order)) == 8
+
+
+def test_an_epoch_repeats_itself_exactly(digit_images):
+    images, labels = digit_images
+    samples = Samples(images[:64, ..., None], labels[:64].astype(np.int32), [str(i) for i in range(10)])
+    config = settings(size=16, crop="resized", flip=0.5)
+    first, again, other = (
+        np.concatenate([batch for batch, _ in train_loader(config, samples).epoch(epoch)]) for epoch in (3, 3, 4)
+    )
+    assert (first == again).all()
+    assert (first != other).any()
+
+
+def test_batch_larger_than_the_set_is_refused():
+    with pytest.raises(UserError, match="train.batch_size: 11 is more than the 10 training images"):
+        train_loader(settings(batch_size=11), numbered(10))
+
+
+def test_more_workers_than_cores_are_refused():
+    config = settings()
+    config.data.workers = 4096
+    with pytest.raises(UserError, match="data.workers: 4096 is more than this machine's"):
+        train_loader(config, numbered(10))
+    assert len(list(eval_loader(config, numbered(10)).epoch())) == 3
+
+
+def test_pad_crop_is_a_window_of_the_padded_image():
+    image = np.random.default_rng(0).integers(1, 256, (8, 8, 1), dtype=np.uint8)
+    config = settings(crop="pad", padding=2)
+    padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
+    windows = {padded[top : top + 8, left : left + 8].tobytes() for top in range(5) for left in range(5)}
+    seen = {crop.tobytes() for crop in run(train_transforms(config.data, config.augment, False), image, 300)}
+    assert seen == windows
+
+
+def test_flip_mirrors_about_half_of_the_images():
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 1), dtype=np.uint8)
+    config = settings(flip=0.5)
+    out = run(train_transforms(config.data, config.augment, False), image, 400)
+    mirrored = (out == image[:, ::-1]).all((1, 2, 3))
+    assert (mirrored | (out == image).all((1, 2, 3))).all()
+    assert 150 < mirrored.sum() < 250
+
+
+def test_resized_crop_of_the_whole_image_is_a_resize():
+    image = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    config = settings(size=9, channels=3, crop="resized", scale=[1.0, 1.0], ratio=[1.0, 1.0])
+    assert (run(train_transforms(config.data, config.augment, False), image) == image).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 60), (60, 40), (37, 37)])
+def test_evaluation_is_the_centre_of_the_resized_image(height, width):
+    smooth = np.add.outer(np.arange(height) * 2, np.arange(width) * 2)[..., None] * np.ones(3)
+    image = smooth.astype(np.uint8)
+    config = make_config({"data": {"image_size": 28, "crop_fraction": 0.875}})
+    (out,) = run(eval_transforms(config.data, False), image)
+    scale = 32 / min(height, width)
+    size = (round(width * scale), round(height * scale))
+    resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, reducing_gap=None)).astype(int)
+    top, left = (resized.shape[0] - 28) // 2, (resized.shape[1] - 28) // 2
+    # The two libraries weigh neighbours differently, but on a ramp by no more than a step of it.
+    assert abs(out - resized[top : top + 28, left : left + 28]).max() <= 3
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_files_and_arrays_reach_the_network_with_its_channels(photos, digit_images, channels):
+    data = {"name": "image_folder", "root": str(photos), "image_size": 32, "channels": channels, "crop_fraction": 1.0}
+    config = make_config({"data": data, "train": {"batch_size": 8}})
+    samples = load_samples(config.data, "test", ["china", "flower"])
+    ((images, _),) = eval_loader(config, samples).epoch()
+    assert images.shape == (8, 32, 32, channels)
+    (train_images, _), *_ = train_loader(config, load_samples(config.data, "train")).epoch()
+    assert train_images.shape == (8, 32, 32, channels)
+    reference = Image.open(samples.images[0]).convert("L" if channels == 1 else "RGB").resize((32, 32))
+    assert abs(images[0].astype(int).mean() - np.asarray(reference).mean()) < 3
+
+    gray = Samples(digit_images[0][:8, ..., None], np.zeros(8, np.int32), ["any"])
+    ((images, _),) = eval_loader(config, gray).epoch()
+    assert images.shape == (8, 32, 32, channels)
+    assert (images == images[..., :1]).all()
+
+
+def test_image_that_breaks_in_the_pipeline_is_named(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = make_config({"data": {"name": "image_folder", "root": str(photos), "image_size": 32}})
+    samples = load_samples(config.data, "test", ["china", "flower"])
+    with open(samples.images[5], "wb") as file:
+        file.write(b"\xff\xd8\xff" + b"\x00" * 500)
+    with pytest.raises(UserError, match=f"{samples.images[5]}: "):
+        list(eval_loader(config, samples).epoch())
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]

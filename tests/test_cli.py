@@ -1,0 +1,219 @@
+"""The scripts as a user runs them: exit codes, what they print and which files they leave."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.models import NETWORKS
+from tests.conftest import ROOT, SMALL
+
+QUICKSTART = ROOT / "configs" / "quickstart.yaml"
+pytestmark = pytest.mark.slow
+
+
+def said_one_error(done, *parts):
+    """The process ended as a mistake of the user must: exit code 2, one line on stderr that has all `parts`."""
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    for part in parts:
+        assert str(part) in done.stderr
+    return True
+
+
+def test_training_leaves_a_complete_run_folder_and_nothing_else(quickstart):
+    cwd, folder, done = quickstart
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert [path.name for path in cwd.iterdir()] == ["run"]
+    names = ["best.ckpt", "config.yaml", "curves.png", "last.ckpt", "metrics.csv", "summary.json"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    with open(folder / "metrics.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["best"] == summary["final"]
+    assert float(row["test_top1"]) == pytest.approx(summary["best"]["top1"], abs=1e-5)
+    assert 0 <= summary["data_wait_fraction"] < 1
+    assert {"params", "macs", "images_per_second", "seconds"} <= summary.keys()
+    assert Image.open(folder / "curves.png").size[0] > 500
+
+
+@pytest.mark.parametrize("mode", ["graph", "pynative"])
+def test_evaluation_gives_the_number_of_the_summary(quickstart, script, tmp_path, mode):
+    _, folder, _ = quickstart
+    done = script(
+        "eval.py", "--checkpoint", folder / "best.ckpt", "--json", "out/e.json", f"runtime.mode={mode}", cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    result = json.loads((tmp_path / "out" / "e.json").read_text())
+    best = json.loads((folder / "summary.json").read_text())["best"]
+    assert result["top1"] == best["top1"]
+    assert result["top5"] == best["top5"]
+    assert result["loss"] == pytest.approx(best["loss"], rel=1e-5)
+    assert result["images"] == 364
+    assert np.sum(result["confusion"]) == 364
+    assert np.trace(result["confusion"]) / 364 == best["top1"]
+    assert [row["class"] for row in result["per_class"]] == [str(i) for i in range(10)]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["e.json", "e.png", "out"]
+
+
+def test_evaluation_of_the_training_split(quickstart, script, tmp_path):
+    _, folder, _ = quickstart
+    done = script("eval.py", "--checkpoint", folder / "best.ckpt", "--split", "train", "--json", "e.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "e.json").read_text())["images"] == 1433
+
+
+def test_prediction_of_own_images(quickstart, script, tmp_path, digit_images):
+    _, folder, _ = quickstart
+    (tmp_path / "mine").mkdir()
+    for i in range(3):
+        Image.fromarray(digit_images[0][i]).convert("RGB").save(tmp_path / "mine" / f"{i}.png")
+    arguments = ["--checkpoint", folder / "best.ckpt", "--images", "mine", "--csv", "out/p.csv"]
+    done = script("eval.py", *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    with open(tmp_path / "out" / "p.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows] == [f"mine/{i}.png" for i in range(3)]
+    for row in rows:
+        probabilities = [float(row[f"p({i})"]) for i in range(10)]
+        assert sum(probabilities) == pytest.approx(1, abs=1e-5)
+        assert float(row["probability"]) == max(probabilities)
+        assert row["class"] == str(np.argmax(probabilities))
+    assert Image.open(tmp_path / "out" / "p.png").size[0] > 100
+
+
+SMALLEST = {"shufflenet_v1": 0.5, "shufflenet_v2": 0.5, "mobilenet_v2": 0.25, "ghostnet": 0.5}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_each_network_trains_evaluates_and_exports(script, tmp_path, name):
+    network = [f"model.name={name}", f"model.width={SMALLEST[name]}", "model.dropout=0.1", "run.dir=run"]
+    done = script("train.py", "--config", QUICKSTART, *network, *SMALL, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    best = json.loads((tmp_path / "run" / "summary.json").read_text())["best"]
+    done = script("export.py", "--checkpoint", "run/best.ckpt", "--output", "net.mindir", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    description = json.loads((tmp_path / "net.mindir.json").read_text())
+    assert description["verification"]["images"] == 364
+    assert description["verification"]["top1"] == best["top1"]
+    assert description["verification"]["max_difference"] <= 1e-4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.mindir", "net.mindir.json", "run"]
+
+
+def test_training_on_a_folder_of_photos(script, tmp_path, photos):
+    config = tmp_path / "photos.yaml"
+    config.write_text(
+        "model: {name: mobilenet_v2, width: 0.25}\n"
+        f"data: {{name: image_folder, root: {photos}, image_size: 64}}\n"
+        "train: {epochs: 1, batch_size: 8}\n"
+        f"run: {{dir: {tmp_path}/run}}\n"
+    )
+    done = script("train.py", "--config", config, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    shutil.rmtree(photos / "train")
+    done = script("eval.py", "--checkpoint", tmp_path / "run" / "best.ckpt", "--json", "e.json", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    result = json.loads((tmp_path / "e.json").read_text())
+    assert (result["classes"], result["images"]) == (["china", "flower"], 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["train.epoch=3"], ["train.epoch: unknown key; did you mean train.epochs?"]),
+        (["train.epochs=many"], ["train.epochs: 'many'", "valid integer"]),
+        (["model.name=resnet"], ["model.name: 'resnet' is not one of", *NETWORKS]),
+        (["data.name=mnist"], ["data.name: 'mnist' is not one of", "digits", "did you mean fashion_mnist?"]),
+        (["data.name=fashion_mnist", "data.root=nowhere"], ["data.root: nowhere: no such folder"]),
+        (["model.classes=9"], ["model.classes: 9 is fewer than the 10 classes of digits"]),
+        (["train.batch_size=2000"], ["train.batch_size: 2000 is more than the 1433 training images"]),
+        (["--surprise"], ["unrecognized arguments: --surprise"]),
+    ],
+)
+def test_mistakes_in_training_are_one_line(script, tmp_path, arguments, parts):
+    done = script("train.py", "--config", QUICKSTART, "run.dir=run", *arguments, cwd=tmp_path)
+    assert said_one_error(done, *parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_image_folders_are_one_line(script, tmp_path, photos):
+    arguments = ["--config", QUICKSTART, "data.name=image_folder", f"data.root={photos}", f"run.dir={tmp_path}/run"]
+    bad = photos / "train" / "china" / "bad.jpg"
+    bad.write_text("this is no image")
+    assert said_one_error(script("train.py", *arguments, cwd=tmp_path), bad, "is no image")
+    bad.unlink()
+    empty = photos / "train" / "zebra"
+    empty.mkdir()
+    assert said_one_error(script("train.py", *arguments, cwd=tmp_path), empty, "has no images")
+
+
+def test_run_folder_is_not_overwritten_unless_told(quickstart, script, tmp_path):
+    _, folder, _ = quickstart
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    arguments = ["--config", QUICKSTART, *SMALL]
+    done = script("train.py", *arguments, f"run.dir={folder}", cwd=tmp_path)
+    assert said_one_error(done, f"run.dir: {folder} already holds a run", "--overwrite")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+    shutil.copytree(folder, tmp_path / "copy")
+    done = script("train.py", *arguments, "run.dir=copy", "train.seed=1", "--overwrite", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "seed: 1" in (tmp_path / "copy" / "config.yaml").read_text()
+    assert (tmp_path / "copy" / "last.ckpt").read_bytes() != before["last.ckpt"]
+
+
+def test_bad_checkpoints_are_one_line(quickstart, script, tmp_path):
+    _, folder, _ = quickstart
+    content = (folder / "best.ckpt").read_bytes()
+    cut = tmp_path / "cut.ckpt"
+    cut.write_bytes(content[: len(content) // 2])
+    text = tmp_path / "text.ckpt"
+    text.write_text("hello")
+    for checkpoint in (tmp_path / "nowhere.ckpt", cut, text):
+        assert said_one_error(script("eval.py", "--checkpoint", checkpoint, cwd=tmp_path), checkpoint)
+        done = script("export.py", "--checkpoint", checkpoint, "--output", "net.mindir", cwd=tmp_path)
+        assert said_one_error(done, checkpoint)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.ckpt", "text.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "part"),
+    [
+        ("eval.py", ["--csv", "p.csv"], "--csv p.csv: needs --images"),
+        ("eval.py", ["--images", "x", "--json", "e.json"], "--json e.json: cannot be used with --images"),
+        ("eval.py", ["--images", "nowhere"], "--images: nowhere: no such file or folder"),
+        ("eval.py", ["model.width=1.0"], "model.width=1.0: cannot be changed for a checkpoint"),
+        ("export.py", ["--output", "net.onnx"], "--output net.onnx: must end with .mindir"),
+        ("export.py", ["--output", "net.mindir", "--verify", "0"], "--verify 0: must be at least 1"),
+        ("export.py", ["--output", "net.mindir", "runtime.device=gpu"], "runtime.device: gpu is not available here"),
+    ],
+)
+def test_mistakes_with_a_checkpoint_are_one_line(quickstart, script, tmp_path, name, arguments, part):
+    _, folder, _ = quickstart
+    done = script(name, "--checkpoint", folder / "best.ckpt", *arguments, cwd=tmp_path)
+    assert said_one_error(done, part)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_profile_prints_the_reference_integers(script, tmp_path):
+    arguments = ["--model", "shufflenet_v1", "--width", "1.0", "--groups", "3", "--image-size", "224"]
+    done = script("tools/profile.py", *arguments, "--json", "cost.json", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    figures = json.loads((tmp_path / "cost.json").read_text())
+    assert (figures["params"], figures["macs"]) == (1865728, 137460672)
+    assert said_one_error(script("tools/profile.py", "--model", "shufflenet_v3", cwd=tmp_path), "did you mean shuffle")
+
+
+def test_unsupported_python_is_one_line(tmp_path):
+    """The guard of `src`, run as an older Python would read it."""
+    source = (ROOT / "src" / "__init__.py").read_text()
+    namespace = {}
+    fake = "import sys; sys.version_info = (3, 13, 0, 'final', 0)\n"
+    with pytest.raises(SystemExit) as left:
+        exec(compile(fake + source.replace("import sys\n", ""), "src", "exec"), namespace)
+    assert left.value.code == 2
