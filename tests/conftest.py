@@ -1,4 +1,6 @@
+import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
+
+from src.errors import run
 
 ROOT = Path(__file__).resolve().parents[1]
 # A network and images so small that a run takes seconds; the real quickstart otherwise.
@@ -17,12 +21,30 @@ SMALL = ["data.image_size=16", "augment.padding=2", "train.epochs=1"]
 def script():
     """Run one of the project's scripts as a user would, in a working folder of the test's."""
 
-    def run(name, *arguments, cwd):
+    def run_script(name, *arguments, cwd):
         environment = {key: value for key, value in os.environ.items() if not key.startswith("GLOG")}
         command = [sys.executable, str(ROOT / name), *map(str, arguments)]
         return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
 
-    return run
+    return run_script
+
+
+@pytest.fixture
+def mistake(monkeypatch, capfd):
+    """Run a script in this process, where it starts faster, and expect that it ends with exit code 2 and one error."""
+
+    def run_here(name, *arguments, cwd):
+        module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            run(module.main)
+        printed = capfd.readouterr().err
+        assert left.value.code == 2
+        assert re.fullmatch(r"error: .+\n", printed)
+        return printed
+
+    return run_here
 
 
 @pytest.fixture(scope="session")

@@ -82,7 +82,7 @@ def test_bad_override_is_named(override, said):
         (b"train: !!python/object/apply:os.getcwd []\n", "is not valid YAML"),
         (b"1: {a: 2}\n", "is not text"),
         (b"train: {epochs: 2026-99-99}\n", "is not valid YAML"),
-        (b"[" * 5000, "config.yaml: is"),
+        (b"[" * 1200, "config.yaml: is"),
     ],
 )
 def test_bad_file_is_named(text, said, tmp_path):

@@ -28,8 +28,7 @@ def source(tmp_path, digit_images):
     return path, eval_loader(config, samples, batch_size=1)
 
 
-@pytest.mark.parametrize("input_kind", ["image", "tensor"])
-@pytest.mark.parametrize("logits", [False, True])
+@pytest.mark.parametrize(("input_kind", "logits"), [("image", False), ("tensor", True)])
 def test_file_computes_what_the_checkpoint_does(source, tmp_path, input_kind, logits):
     path, loader = source
     checkpoint = load_checkpoint(path)

@@ -1,0 +1,22 @@
+"""The main job on one network, start to end: what must work on every MindSpore that the README names."""
+
+import json
+
+import pytest
+
+from tests.conftest import ROOT, SMALL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["graph", "pynative"])
+def test_train_evaluate_export(script, tmp_path, mode):
+    config = ROOT / "configs" / "quickstart.yaml"
+    done = script("train.py", "--config", config, "run.dir=run", f"runtime.mode={mode}", *SMALL, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = script("eval.py", "--checkpoint", "run/best.ckpt", "--json", "e.json", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    best = json.loads((tmp_path / "run" / "summary.json").read_text())["best"]
+    assert json.loads((tmp_path / "e.json").read_text())["top1"] == best["top1"]
+    done = script("export.py", "--checkpoint", "run/best.ckpt", "--output", "net.mindir", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.json", "e.png", "net.mindir", "net.mindir.json", "run"]
