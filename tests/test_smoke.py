@@ -16,7 +16,14 @@ def test_train_evaluate_export(script, tmp_path, mode):
     done = script("eval.py", "--checkpoint", "run/best.ckpt", "--json", "e.json", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     best = json.loads((tmp_path / "run" / "summary.json").read_text())["best"]
+    assert best["top1"] > 0.7
     assert json.loads((tmp_path / "e.json").read_text())["top1"] == best["top1"]
     done = script("export.py", "--checkpoint", "run/best.ckpt", "--output", "net.mindir", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.json", "e.png", "net.mindir", "net.mindir.json", "run"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "e.json",
+        "e.png",
+        "net.mindir",
+        "net.mindir.json",
+        "run",
+    ]
