@@ -1,5 +1,6 @@
 """PocketSpore: train, evaluate and ship pocket-size CNNs with MindSpore."""
 
+import importlib.util
 import os
 import sys
 
@@ -10,6 +11,10 @@ if not (3, 9) <= sys.version_info[:2] <= (3, 12):
             *sys.version_info[:2]
         )
     )
+    sys.exit(2)
+
+if importlib.util.find_spec("mindspore") is None:
+    sys.stderr.write(f"error: MindSpore is not installed in {sys.prefix}: pip install -r requirements.txt\n")
     sys.exit(2)
 
 # MindSpore reads its log level once, at import: 4 keeps its C++ warnings off the user's screen.
