@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from src.data.datasets import DATASETS
 from src.errors import UserError, did_you_mean
-from src.models import NETWORKS
+from src.models import MINDCV, NETWORKS, mindcv_networks
 
 
 def one_of(value, allowed):
@@ -36,9 +36,10 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    name: str = "shufflenet_v2"  # a network of src/models
+    name: str = "shufflenet_v2"  # a network of src/models, or mindcv/ and one of its names, for comparison
     width: float = 1.0  # width multiplier, one of the network's variants
     groups: Optional[int] = None  # ShuffleNetV1 only: groups of its 1x1 convolutions; null there: 3
+    layout: Optional[str] = None  # ShuffleNetV2 only: authors, equal_split; null there: authors
     classes: Optional[int] = Field(None, ge=2)  # outputs; null: as many as the training data has
     dropout: float = Field(0.0, ge=0, lt=1)  # probability, before the classifier
     stem_stride: integer_of(1, 2) = 2  # 1: for small images, then without the stem's max-pool
@@ -46,20 +47,35 @@ class ModelConfig(Section):
     @field_validator("name")
     @classmethod
     def known_network(cls, name):
-        return one_of(name, NETWORKS)
+        if not name.startswith(MINDCV):
+            return one_of(name, NETWORKS)
+        known = mindcv_networks()
+        if name not in known:
+            raise ValueError(f"{name!r} is not a network of mindcv{did_you_mean(name, known)}")
+        return name
 
     @model_validator(mode="after")
     def fits_network(self):
+        if self.name.startswith(MINDCV):
+            for key in ("width", "groups", "layout", "dropout", "stem_stride"):
+                if getattr(self, key) != ModelConfig.model_fields[key].default:
+                    raise ValueError(f"{key}: {getattr(self, key)} is not for mindcv's networks, leave it out")
+            return self
         network = NETWORKS[self.name]
         if self.width not in network.variants:
             raise ValueError(f"width: {self.width} is not one of {listed(network.variants)} ({self.name})")
-        if self.name != "shufflenet_v1":
-            if self.groups is not None:
-                raise ValueError(f"groups: {self.groups} is for shufflenet_v1 only, not {self.name}")
-        else:
-            self.groups = 3 if self.groups is None else self.groups
-            if self.groups not in network.stage2_channels:
-                raise ValueError(f"groups: {self.groups} is not one of {listed(network.stage2_channels)}")
+        for key, owner, default, allowed in (
+            ("groups", "shufflenet_v1", 3, NETWORKS["shufflenet_v1"].stage2_channels),
+            ("layout", "shufflenet_v2", "authors", NETWORKS["shufflenet_v2"].layouts),
+        ):
+            value = getattr(self, key)
+            if self.name == owner:
+                value = default if value is None else value
+                setattr(self, key, value)
+                if value not in allowed:
+                    raise ValueError(f"{key}: {value} is not one of {listed(allowed)}{did_you_mean(value, allowed)}")
+            elif value is not None:
+                raise ValueError(f"{key}: {value} is for {owner} only, not {self.name}")
         return self
 
 

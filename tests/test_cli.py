@@ -82,12 +82,10 @@ def test_prediction_of_own_images(quickstart, script, tmp_path, digit_images):
     assert Image.open(tmp_path / "out" / "p.png").size[0] > 100
 
 
-SMALLEST = {"shufflenet_v1": 0.5, "shufflenet_v2": 0.5, "mobilenet_v2": 0.25, "ghostnet": 0.5}
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_each_network_trains_evaluates_and_exports(script, tmp_path, name):
-    network = [f"model.name={name}", f"model.width={SMALLEST[name]}", "model.dropout=0.1", "run.dir=run"]
+# MobileNetV1 and MnasNet hold nothing that MobileNetV2 does not.
+@pytest.mark.parametrize("name", ["shufflenet_v1", "shufflenet_v2", "mobilenet_v2", "ghostnet", "mobilenet_v3_small"])
+def test_networks_train_and_export(script, tmp_path, name):
+    network = [f"model.name={name}", f"model.width={min(NETWORKS[name].variants)}", "model.dropout=0.1", "run.dir=run"]
     done = script("train.py", "--config", QUICKSTART, *network, *SMALL, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     best = json.loads((tmp_path / "run" / "summary.json").read_text())["best"]

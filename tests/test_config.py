@@ -36,6 +36,8 @@ def test_resolved_config_reads_back_the_same(path, tmp_path):
         ("model.width=0.9", "model.width: 0.9 is not one of 0.5, 1.0, 1.5, 2.0"),
         ("model.width='1'", "model.width: '1'"),
         ("model.groups=3", "model.groups: 3 is for shufflenet_v1 only"),
+        ("model.layout=equal", "model.layout: equal is not one of authors, equal_split; did you mean equal_split?"),
+        ("model.name=mindcv/mobilnet_v1_025", "is not a network of mindcv; did you mean mindcv/mobilenet_v1_025?"),
         ("model.stem_stride=3", "model.stem_stride: 3 is not one of 1, 2"),
         ("model.stem_stride=true", "model.stem_stride: True"),
         ("model.dropout=1", "model.dropout: 1"),
@@ -109,6 +111,17 @@ def test_later_override_wins_over_file_and_earlier_one(tmp_path):
     path.write_text(yaml.safe_dump({"train": {"epochs": 7, "seed": 5}}))
     config = load_config(path, ["train.epochs=8", "train.epochs=9"])
     assert (config.train.epochs, config.train.seed) == (9, 5)
+
+
+def test_layout_is_for_shufflenet_v2_only():
+    assert make_config({}).model.layout == "authors"
+    with pytest.raises(UserError, match="layout: authors is for shufflenet_v2 only, not ghostnet"):
+        make_config({"model": {"name": "ghostnet", "layout": "authors"}})
+
+
+def test_mindcv_networks_take_no_setting_of_ours():
+    with pytest.raises(UserError, match="dropout: 0.2 is not for mindcv's networks"):
+        make_config({"model": {"name": "mindcv/resnet18", "dropout": 0.2}})
 
 
 def test_group_counts_are_those_of_the_paper():

@@ -19,12 +19,14 @@ def main():
     parser.add_argument("--model", required=True, help="a network, such as shufflenet_v2")
     parser.add_argument("--width", type=float, default=1.0, help="width multiplier (default: 1.0)")
     parser.add_argument("--groups", type=int, help="shufflenet_v1 only: groups of its 1x1 convolutions (default: 3)")
+    parser.add_argument("--layout", help="shufflenet_v2 only: authors (default) or equal_split")
     parser.add_argument("--image-size", type=int, default=224, help="pixels (default: 224)")
     parser.add_argument("--classes", type=int, default=1000, help="outputs (default: 1000)")
     parser.add_argument("--json", metavar="PATH", help="also write the figures there")
     args = parser.parse_args()
 
-    model = {"name": args.model, "width": args.width, "groups": args.groups, "classes": args.classes}
+    model = {key: getattr(args, key) for key in ("width", "groups", "layout", "classes")}
+    model["name"] = args.model
     config = make_config({"model": model, "data": {"image_size": args.image_size}}, source="command line")
     use_device(config.runtime)
     classifier = create_model(config.model, config.data, config.model.classes)
@@ -32,6 +34,7 @@ def main():
         "model": config.model.name,
         "width": config.model.width,
         "groups": config.model.groups,
+        "layout": config.model.layout,
         "image_size": config.data.image_size,
         "classes": config.model.classes,
         "params": count_params(classifier),

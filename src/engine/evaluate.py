@@ -47,9 +47,10 @@ def predict(step, loader):
 def evaluate(classifier, step, loader):
     """Return the `Evaluation` of the loader's split; the classifier is left in evaluation mode."""
     classifier.set_train(False)
-    classes = len(classifier.head.bias)
-    loss, top5, confusion = 0.0, 0, np.zeros((classes, classes), np.int64)
+    loss, top5, confusion = 0.0, 0, None
     for _, labels, logits in predict(step, loader):
+        classes = logits.shape[1]
+        confusion = np.zeros((classes, classes), np.int64) if confusion is None else confusion
         own = logits[np.arange(len(labels)), labels][:, None]
         loss += cross_entropy(logits, labels).sum()
         # Better ones come first, and of equals the lower index, as argmax has it.

@@ -20,21 +20,24 @@ class Preprocess(nn.Cell):
 
 
 class Classifier(nn.Cell):
-    """Images (N, H, W, C), uint8, to logits (N, classes), float32."""
+    """Images (N, H, W, C), uint8, to logits (N, classes), float32.
 
-    def __init__(self, backbone, classes, dropout, mean, std):
+    `head` turns the backbone's features into logits; None where the backbone puts out logits itself.
+    """
+
+    def __init__(self, backbone, head, dropout, mean, std):
         super().__init__()
         self.preprocess = Preprocess(mean, std)
         self.backbone = backbone
         self.dropout = nn.Dropout(p=dropout) if dropout else None
-        self.head = nn.Dense(backbone.out_features, classes)
+        self.head = head
 
     def classify(self, pixels):
         """Normalised float32 (N, C, H, W) to logits (N, classes)."""
         features = self.backbone(pixels)
         if self.dropout is not None:
             features = self.dropout(features)
-        return self.head(features)
+        return features if self.head is None else self.head(features)
 
     def construct(self, images):
         return self.classify(self.preprocess(images))

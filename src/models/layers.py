@@ -14,10 +14,20 @@ def make_divisible(channels, divisor=8):
 class ConvNormAct(nn.Cell):
     """Convolution without bias, BatchNorm, activation; padded so that stride 1 keeps the map's size.
 
-    `activation` is a Cell class such as `nn.ReLU`, or None for a linear output.
+    `activation` is a Cell class such as `nn.ReLU`, or None for a linear output; `norm` makes the BatchNorm of a number
+    of channels.
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size, stride=1, groups=1, activation=nn.ReLU):
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=1,
+        groups=1,
+        activation=nn.ReLU,
+        norm=nn.BatchNorm2d,
+    ):
         super().__init__()
         self.conv = nn.Conv2d(
             in_channels,
@@ -29,7 +39,7 @@ class ConvNormAct(nn.Cell):
             group=groups,
             has_bias=False,
         )
-        self.norm = nn.BatchNorm2d(out_channels)
+        self.norm = norm(out_channels)
         self.act = activation() if activation else None
 
     def construct(self, x):
@@ -55,8 +65,41 @@ class SqueezeExcite(nn.Cell):
         return x * self.gate(self.expand(self.act(self.reduce(means))))
 
 
+class InvertedResidual(nn.Cell):
+    """1x1 expansion, depthwise KxK, SE where asked, linear 1x1; added to its input where the shapes agree.
+
+    MobileNetV2, figure 3b; with `squeeze`, the width of SE's hidden layer, MobileNetV3, figure 4. There is no expansion
+    where `hidden` is `in_channels`.
+    """
+
+    def __init__(
+        self,
+        in_channels,
+        hidden,
+        out_channels,
+        kernel_size,
+        stride,
+        activation,
+        squeeze=None,
+        norm=nn.BatchNorm2d,
+    ):
+        super().__init__()
+        layers = []
+        if hidden != in_channels:
+            layers.append(ConvNormAct(in_channels, hidden, 1, activation=activation, norm=norm))
+        layers.append(ConvNormAct(hidden, hidden, kernel_size, stride, hidden, activation, norm))
+        if squeeze:
+            layers.append(SqueezeExcite(hidden, squeeze))
+        layers.append(ConvNormAct(hidden, out_channels, 1, activation=None, norm=norm))
+        self.layers = nn.SequentialCell(layers)
+        self.residual = stride == 1 and in_channels == out_channels
+
+    def construct(self, x):
+        return x + self.layers(x) if self.residual else self.layers(x)
+
+
 def channel_shuffle(x, groups):
-    """Deal the channels of (N, C, H, W) out so that each group's follow one another (ShuffleNetV1, figure 1c)."""
+    """Take the channels of (N, C, H, W) from `groups` equal runs in turn, one of each (ShuffleNetV1, figure 1c)."""
     batch, channels, height, width = x.shape
     x = ops.reshape(x, (batch, groups, channels // groups, height, width))
     return ops.reshape(ops.transpose(x, (0, 2, 1, 3, 4)), (batch, channels, height, width))

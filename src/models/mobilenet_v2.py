@@ -2,25 +2,7 @@
 
 from mindspore import nn
 
-from src.models.layers import ConvNormAct, global_pool, make_divisible
-
-
-class InvertedResidual(nn.Cell):
-    """1x1 expansion, depthwise 3x3, linear 1x1; added to its input where the shapes agree (figure 3b)."""
-
-    def __init__(self, in_channels, out_channels, stride, expansion):
-        super().__init__()
-        hidden = in_channels * expansion
-        layers = [] if expansion == 1 else [ConvNormAct(in_channels, hidden, 1, activation=nn.ReLU6)]
-        layers += [
-            ConvNormAct(hidden, hidden, 3, stride, groups=hidden, activation=nn.ReLU6),
-            ConvNormAct(hidden, out_channels, 1, activation=None),
-        ]
-        self.layers = nn.SequentialCell(layers)
-        self.residual = stride == 1 and in_channels == out_channels
-
-    def construct(self, x):
-        return x + self.layers(x) if self.residual else self.layers(x)
+from src.models.layers import ConvNormAct, InvertedResidual, global_pool, make_divisible
 
 
 class MobileNetV2(nn.Cell):
@@ -45,7 +27,8 @@ class MobileNetV2(nn.Cell):
         for expansion, base_channels, repeats, first_stride in self.stages:
             out_channels = make_divisible(base_channels * width)
             for block in range(repeats):
-                blocks.append(InvertedResidual(channels, out_channels, first_stride if block == 0 else 1, expansion))
+                stride = first_stride if block == 0 else 1
+                blocks.append(InvertedResidual(channels, channels * expansion, out_channels, 3, stride, nn.ReLU6))
                 channels = out_channels
         self.blocks = nn.SequentialCell(blocks)
         # The last layer keeps its width below 1.0x (section 5.1 of the paper).

@@ -24,7 +24,8 @@ class ShuffleUnit(nn.Cell):
     def construct(self, x):
         branch = self.compress(x)
         if self.groups > 1:
-            branch = channel_shuffle(branch, self.groups)
+            # From runs of `groups` channels, as in the authors' code; the paper's text has it the other way.
+            branch = channel_shuffle(branch, branch.shape[1] // self.groups)
         branch = self.expand(self.depthwise(branch))
         if self.pool is None:
             return ops.relu(x + branch)

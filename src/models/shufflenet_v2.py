@@ -1,4 +1,4 @@
-"""ShuffleNetV2: https://arxiv.org/abs/1807.11164, section 3 and table 5; layout of the authors' code."""
+"""ShuffleNetV2: https://arxiv.org/abs/1807.11164, section 3 and table 5."""
 
 from mindspore import nn, ops
 
@@ -6,36 +6,44 @@ from src.models.layers import ConvNormAct, channel_shuffle, global_pool
 
 
 class ShuffleUnit(nn.Cell):
-    """Stride 1: even channels pass, odd ones are convolved; stride 2: both branches convolve all (figure 3)."""
+    """Stride 1: half of the channels pass, half are convolved; stride 2: both branches convolve all (figure 3).
 
-    def __init__(self, in_channels, out_channels, stride):
+    The authors' layout takes the even channels as the half that passes, and at stride 2 keeps the input's channels on
+    the shortcut. The equal-split layout takes the first half, splits the outputs equally and shuffles at the end.
+    """
+
+    def __init__(self, in_channels, out_channels, stride, equal_split):
         super().__init__()
         branch_in = in_channels if stride == 2 else in_channels // 2
         bottleneck = out_channels // 2
-        branch_out = out_channels - branch_in
+        shortcut_out = bottleneck if equal_split else branch_in
+        self.equal_split = equal_split
         self.branch = nn.SequentialCell(
             ConvNormAct(branch_in, bottleneck, 1),
             ConvNormAct(bottleneck, bottleneck, 3, stride, groups=bottleneck, activation=None),
-            ConvNormAct(bottleneck, branch_out, 1),
+            ConvNormAct(bottleneck, out_channels - shortcut_out, 1),
         )
         self.shortcut = None
         if stride == 2:
             self.shortcut = nn.SequentialCell(
                 ConvNormAct(branch_in, branch_in, 3, stride, groups=branch_in, activation=None),
-                ConvNormAct(branch_in, branch_in, 1),
+                ConvNormAct(branch_in, shortcut_out, 1),
             )
 
     def construct(self, x):
         if self.shortcut is not None:
-            return ops.concat((self.shortcut(x), self.branch(x)), 1)
-        # Even channels first, odd ones after: the shuffle and the channel split of the paper in one.
-        shuffled = channel_shuffle(x, x.shape[1] // 2)
-        kept, convolved = ops.split(shuffled, x.shape[1] // 2, 1)
-        return ops.concat((kept, self.branch(convolved)), 1)
+            both = ops.concat((self.shortcut(x), self.branch(x)), 1)
+        else:
+            half = x.shape[1] // 2
+            # Even channels first, odd ones after: the shuffle and the channel split of the paper in one.
+            ordered = x if self.equal_split else channel_shuffle(x, half)
+            kept, convolved = ops.split(ordered, half, 1)
+            both = ops.concat((kept, self.branch(convolved)), 1)
+        return channel_shuffle(both, 2) if self.equal_split else both
 
 
 class ShuffleNetV2(nn.Cell):
-    """(N, in_channels, H, W) to features (N, out_features)."""
+    """(N, in_channels, H, W) to features (N, out_features); `layout` is one of `layouts`."""
 
     variants = {  # width multiplier: channels of stages 2, 3, 4 and of the last 1x1 convolution
         0.5: (48, 96, 192, 1024),
@@ -43,9 +51,10 @@ class ShuffleNetV2(nn.Cell):
         1.5: (176, 352, 704, 1024),
         2.0: (244, 488, 976, 2048),
     }
+    layouts = ("authors", "equal_split")
     stage_repeats = (4, 8, 4)
 
-    def __init__(self, width=1.0, in_channels=3, stem_stride=2):
+    def __init__(self, width=1.0, layout="authors", in_channels=3, stem_stride=2):
         super().__init__()
         *stage_channels, self.out_features = self.variants[width]
         channels = 24
@@ -54,7 +63,8 @@ class ShuffleNetV2(nn.Cell):
         units = []
         for out_channels, repeats in zip(stage_channels, self.stage_repeats):
             for unit in range(repeats):
-                units.append(ShuffleUnit(channels, out_channels, 2 if unit == 0 else 1))
+                stride = 2 if unit == 0 else 1
+                units.append(ShuffleUnit(channels, out_channels, stride, layout == "equal_split"))
                 channels = out_channels
         self.units = nn.SequentialCell(units)
         self.last = ConvNormAct(channels, self.out_features, 1)

@@ -78,13 +78,24 @@ def test_ghost_module_stands_in_for_a_convolution(out_channels, ratio):
 
 
 def test_shuffle_unit_keeps_even_channels_and_convolves_odd_ones():
-    unit = randomize(ShuffleUnit(6, 6, stride=1))
+    unit = randomize(ShuffleUnit(6, 6, stride=1, equal_split=False))
     x = np.random.default_rng(1).normal(size=(2, 6, 5, 5)).astype(np.float32)
     first, depthwise, last = unit.branch
     branch = conv_norm_act(first, x[:, 1::2])
     branch = conv_norm_act(depthwise, branch, groups=3, relu=False)
     branch = conv_norm_act(last, branch)
     expected = np.concatenate([x[:, 0::2], branch], 1)
+    np.testing.assert_allclose(unit(ms.Tensor(x)).asnumpy(), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_equal_split_unit_keeps_the_first_half_and_shuffles_at_the_end():
+    unit = randomize(ShuffleUnit(6, 6, stride=1, equal_split=True))
+    x = np.random.default_rng(1).normal(size=(2, 6, 5, 5)).astype(np.float32)
+    first, depthwise, last = unit.branch
+    branch = conv_norm_act(first, x[:, 3:])
+    branch = conv_norm_act(depthwise, branch, groups=3, relu=False)
+    branch = conv_norm_act(last, branch)
+    expected = np.stack([x[:, :3], branch], 2).reshape(x.shape)
     np.testing.assert_allclose(unit(ms.Tensor(x)).asnumpy(), expected, rtol=1e-4, atol=1e-3)
 
 

@@ -27,8 +27,35 @@ def test_parameters_and_macs_are_the_reference_integers(row):
 
 
 def test_every_width_of_every_network_is_in_the_reference():
-    known = {(row["model"], float(row["width"])) for row in ZOO}
+    known = {(row["model"], float(row["width"])) for row in ZOO} | set(MOBILENET_V3_075)
     assert known == {(name, width) for name, network in NETWORKS.items() for width in network.variants}
+
+
+# MobileNetV3, tables 3 and 4: million MACs of the 0.75x networks, which the reference table lacks.
+MOBILENET_V3_075 = {("mobilenet_v3_large", 0.75): 155, ("mobilenet_v3_small", 0.75): 44}
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_large", "mobilenet_v3_small"])
+def test_mobilenet_v3_075_costs_what_the_paper_says(name):
+    network = build(name, width=0.75)
+    assert count_macs(network, 224, 3) / 1e6 == pytest.approx(MOBILENET_V3_075[name, 0.75], rel=0.015)
+    # The last layer keeps its full width.
+    assert network.head.weight.shape == build(name).head.weight.shape
+
+
+# The reference table's note on ShuffleNetV2; at 0.5x the two layouts coincide in size.
+EQUAL_SPLIT = {
+    0.5: (1366792, 40476448),
+    1.0: (2278604, 144907992),
+    1.5: (3503624, 295759392),
+    2.0: (7393996, 583253464),
+}
+
+
+@pytest.mark.parametrize("width", EQUAL_SPLIT)
+def test_equal_split_layout_has_the_reference_integers(width):
+    network = build("shufflenet_v2", width=width, layout="equal_split")
+    assert (count_params(network), count_macs(network, 224, 3)) == EQUAL_SPLIT[width]
 
 
 # ShuffleNetV1, table 1: complexity in million MACs at 1.0x.
@@ -44,7 +71,7 @@ def test_shufflenet_v1_widths_build_with_every_group_count(width, groups):
     build("shufflenet_v1", width=width, groups=groups)
 
 
-SMALLEST = {"shufflenet_v1": 0.5, "shufflenet_v2": 0.5, "mobilenet_v2": 0.25, "ghostnet": 0.5}
+SMALLEST = {name: min(network.variants) for name, network in NETWORKS.items()}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -67,12 +94,17 @@ def test_any_size_channels_and_classes(name, size, channels, stem_stride):
         "shufflenet_v2": {2: 32, 1: 8},
         "mobilenet_v2": {2: 32, 1: 16},
         "ghostnet": {2: 32, 1: 16},
+        "mobilenet_v1": {2: 32, 1: 16},
+        "mobilenet_v3_small": {2: 32, 1: 16},
+        "mobilenet_v3_large": {2: 32, 1: 16},
+        "mnasnet": {2: 32, 1: 16},
     }.items() for stem_stride, stride in strides.items()],
 )  # fmt: skip
 def test_total_stride(name, stem_stride, side):
     network = build(name, classes=2, width=SMALLEST[name], stem_stride=stem_stride)
     shapes = []
-    last = network.backbone.units if hasattr(network.backbone, "units") else network.backbone.blocks
+    backbone = network.backbone
+    last = next(getattr(backbone, name) for name in ("units", "blocks", "layers") if hasattr(backbone, name))
     hook = last.register_forward_hook(lambda cell, inputs, output: shapes.append(output.shape))
     network(ms.Tensor(np.zeros((1, 128, 128, 3), np.uint8)))
     hook.remove()

@@ -1,0 +1,38 @@
+"""MobileNetV1: https://arxiv.org/abs/1704.04861, section 3 and table 1."""
+
+from mindspore import nn
+
+from src.models.layers import ConvNormAct, global_pool
+
+
+class MobileNetV1(nn.Cell):
+    """(N, in_channels, H, W) to features (N, out_features)."""
+
+    variants = (0.25, 0.5, 0.75, 1.0)  # width multipliers
+    stages = (  # channels at 1.0x, stride of the depthwise convolution
+        (64, 1),
+        (128, 2),
+        (128, 1),
+        (256, 2),
+        (256, 1),
+        (512, 2),
+        *[(512, 1)] * 5,
+        (1024, 2),
+        (1024, 1),
+    )
+
+    def __init__(self, width=1.0, in_channels=3, stem_stride=2):
+        super().__init__()
+        channels = int(32 * width)
+        self.stem = ConvNormAct(in_channels, channels, 3, stem_stride)
+        layers = []
+        for base_channels, stride in self.stages:
+            out_channels = int(base_channels * width)
+            layers.append(ConvNormAct(channels, channels, 3, stride, groups=channels))
+            layers.append(ConvNormAct(channels, out_channels, 1))
+            channels = out_channels
+        self.layers = nn.SequentialCell(layers)
+        self.out_features = channels
+
+    def construct(self, x):
+        return global_pool(self.layers(self.stem(x)))

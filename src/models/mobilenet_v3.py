@@ -1,0 +1,86 @@
+"""MobileNetV3: https://arxiv.org/abs/1905.02244, section 5 and tables 1 (large) and 2 (small)."""
+
+from functools import partial
+
+from mindspore import nn
+
+from src.models.layers import ConvNormAct, InvertedResidual, global_pool, make_divisible
+
+# As the authors train it: TensorFlow's decay 0.99 and epsilon 0.001.
+NORM = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.99)
+
+
+class MobileNetV3(nn.Cell):
+    """(N, in_channels, H, W) to features (N, out_features); `MobileNetV3Large` and `MobileNetV3Small` are its two."""
+
+    variants = (0.75, 1.0)  # width multipliers
+
+    def __init__(self, bottlenecks, out_features, width, in_channels, stem_stride):
+        super().__init__()
+        base_in, channels = 16, make_divisible(16 * width)
+        self.stem = ConvNormAct(in_channels, channels, 3, stem_stride, activation=nn.HSwish, norm=NORM)
+        blocks = []
+        for kernel_size, base_hidden, base_channels, squeeze, activation, stride in bottlenecks:
+            # The authors' code expands the rounded input by the table's ratio, rather than scaling the hidden channels.
+            hidden = make_divisible(channels * base_hidden / base_in)
+            out_channels = make_divisible(base_channels * width)
+            reduced = make_divisible(hidden / 4) if squeeze else None
+            blocks.append(
+                InvertedResidual(channels, hidden, out_channels, kernel_size, stride, activation, reduced, NORM)
+            )
+            base_in, channels = base_channels, out_channels
+        self.blocks = nn.SequentialCell(blocks)
+        self.last = ConvNormAct(channels, 6 * channels, 1, activation=nn.HSwish, norm=NORM)
+        # After the pooling, so that it costs little; it keeps its width below 1.0x.
+        self.widen = nn.Dense(6 * channels, out_features)
+        self.act = nn.HSwish()
+        self.out_features = out_features
+
+    def construct(self, x):
+        return self.act(self.widen(global_pool(self.last(self.blocks(self.stem(x))))))
+
+
+class MobileNetV3Large(MobileNetV3):
+    """Table 1 of the paper."""
+
+    bottlenecks = (  # kernel size, hidden channels and output channels at 1.0x, SE, activation, stride
+        (3, 16, 16, False, nn.ReLU, 1),
+        (3, 64, 24, False, nn.ReLU, 2),
+        (3, 72, 24, False, nn.ReLU, 1),
+        (5, 72, 40, True, nn.ReLU, 2),
+        (5, 120, 40, True, nn.ReLU, 1),
+        (5, 120, 40, True, nn.ReLU, 1),
+        (3, 240, 80, False, nn.HSwish, 2),
+        (3, 200, 80, False, nn.HSwish, 1),
+        (3, 184, 80, False, nn.HSwish, 1),
+        (3, 184, 80, False, nn.HSwish, 1),
+        (3, 480, 112, True, nn.HSwish, 1),
+        (3, 672, 112, True, nn.HSwish, 1),
+        (5, 672, 160, True, nn.HSwish, 2),
+        (5, 960, 160, True, nn.HSwish, 1),
+        (5, 960, 160, True, nn.HSwish, 1),
+    )
+
+    def __init__(self, width=1.0, in_channels=3, stem_stride=2):
+        super().__init__(self.bottlenecks, 1280, width, in_channels, stem_stride)
+
+
+class MobileNetV3Small(MobileNetV3):
+    """Table 2 of the paper."""
+
+    bottlenecks = (  # kernel size, hidden channels and output channels at 1.0x, SE, activation, stride
+        (3, 16, 16, True, nn.ReLU, 2),
+        (3, 72, 24, False, nn.ReLU, 2),
+        (3, 88, 24, False, nn.ReLU, 1),
+        (5, 96, 40, True, nn.HSwish, 2),
+        (5, 240, 40, True, nn.HSwish, 1),
+        (5, 240, 40, True, nn.HSwish, 1),
+        (5, 120, 48, True, nn.HSwish, 1),
+        (5, 144, 48, True, nn.HSwish, 1),
+        (5, 288, 96, True, nn.HSwish, 2),
+        (5, 576, 96, True, nn.HSwish, 1),
+        (5, 576, 96, True, nn.HSwish, 1),
+    )
+
+    def __init__(self, width=1.0, in_channels=3, stem_stride=2):
+        super().__init__(self.bottlenecks, 1024, width, in_channels, stem_stride)
