@@ -32,7 +32,7 @@ def main():
         "the checkpoint)",
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="such as data.root or runtime.device")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     refuse_unused(args)
 
     checkpoint = load_checkpoint(args.checkpoint)

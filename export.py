@@ -27,7 +27,7 @@ def main():
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="such as data.root of the test images"
     )
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if Path(args.output).suffix != f".{args.format}":
         raise UserError(f"--output {args.output}: must end with .{args.format}")
     if args.verify < 1:

@@ -22,7 +22,7 @@ def main():
     parser.add_argument("--config", required=True, help="YAML file of settings; src/config.py lists them all")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that run.dir already holds")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the file's")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
 
     config = load_config(args.config, args.overrides)
     for override in args.overrides:

@@ -158,7 +158,7 @@ def test_run_folder_is_not_overwritten_unless_told(quickstart, script, tmp_path)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
     shutil.copytree(folder, tmp_path / "copy")
-    done = script("train.py", *arguments, "run.dir=copy", "train.seed=1", "--overwrite", cwd=tmp_path)
+    done = script("train.py", *arguments, "run.dir=copy", "--overwrite", "train.seed=1", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "seed: 1" in (tmp_path / "copy" / "config.yaml").read_text()
     assert (tmp_path / "copy" / "last.ckpt").read_bytes() != before["last.ckpt"]
