@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import signal
 import sys
 
 
@@ -30,6 +31,8 @@ def leave(message):
 
 def run(main):
     """Call `main()` and leave the process; a `UserError` or an operating-system error becomes one line, exit code 2."""
+    # While a compiled step runs, MindSpore turns Ctrl-C into SIGTERM.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
     except UserError as error:

@@ -4,6 +4,9 @@ import csv
 import json
 import runpy
 import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -162,6 +165,20 @@ def test_run_folder_is_not_overwritten_unless_told(quickstart, script, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "seed: 1" in (tmp_path / "copy" / "config.yaml").read_text()
     assert (tmp_path / "copy" / "last.ckpt").read_bytes() != before["last.ckpt"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_training_ends_with_one_line_and_a_usable_checkpoint(script, tmp_path, number):
+    command = [sys.executable, str(ROOT / "train.py"), "--config", str(QUICKSTART), "run.dir=run", *SMALL]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, "train.epochs=1000"], cwd=tmp_path, **streams) as process:
+        for line in process.stdout:
+            if line.startswith("epoch   1/1000"):
+                process.send_signal(number)
+        said = process.stderr.read()
+    assert (process.returncode, said) == (130, "error: interrupted\n")
+    done = script("eval.py", "--checkpoint", "run/last.ckpt", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_bad_checkpoints_are_one_line(quickstart, mistake, tmp_path):
