@@ -15,6 +15,7 @@ from src.engine.step import make_eval_step, make_train_step
 from src.errors import ArgumentParser, UserError, run
 from src.models import create_model
 from src.models.cost import count_macs, count_params
+from src.pretrained.load import load_pretrained
 
 
 def main():
@@ -38,6 +39,11 @@ def main():
     classifier = create_model(config.model, config.data, len(classes))
     params = count_params(classifier)
     macs = count_macs(classifier, config.data.image_size, config.data.channels)
+    if config.model.pretrained:
+        source, fresh_head = load_pretrained(classifier, config.model, config.model.pretrained)
+        kept = "all but the classifier, which has another number of classes" if fresh_head else "all"
+        print(f"pretrained: {kept} from {config.model.pretrained} ({source})")
+    classifier.freeze(config.model.freeze)
     rates = learning_rates(config, len(train_batches))
     optimizer = create_optimizer(config, classifier, rates)
     compiled = config.runtime.mode == "graph"

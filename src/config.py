@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Literal, Optional, Union
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -43,6 +43,9 @@ class ModelConfig(Section):
     classes: Optional[int] = Field(None, ge=2)  # outputs; null: as many as the training data has
     dropout: float = Field(0.0, ge=0, lt=1)  # probability, before the classifier
     stem_stride: integer_of(1, 2) = 2  # 1: for small images, then without the stem's max-pool
+    norm_epsilon: Optional[float] = Field(None, gt=0)  # BatchNorm's; null: the network's, or its weights' source's
+    pretrained: Optional[str] = None  # weights to start from: our or mindcv's .ckpt, .safetensors or .pth
+    freeze: Union[int, str] = "none"  # what keeps its weights: none, backbone, or the stem and so many blocks after it
 
     @field_validator("name")
     @classmethod
@@ -54,10 +57,19 @@ class ModelConfig(Section):
             raise ValueError(f"{name!r} is not a network of mindcv{did_you_mean(name, known)}")
         return name
 
+    @field_validator("freeze")
+    @classmethod
+    def known_part(cls, freeze):
+        if isinstance(freeze, str):
+            return one_of(freeze, ("none", "backbone"))
+        if isinstance(freeze, bool) or freeze < 0:
+            raise ValueError(f"{freeze!r} is not none, backbone, or a number of blocks from 0 on")
+        return freeze
+
     @model_validator(mode="after")
     def fits_network(self):
         if self.name.startswith(MINDCV):
-            for key in ("width", "groups", "layout", "dropout", "stem_stride"):
+            for key in ("width", "groups", "layout", "dropout", "stem_stride", "norm_epsilon", "pretrained", "freeze"):
                 if getattr(self, key) != ModelConfig.model_fields[key].default:
                     raise ValueError(f"{key}: {getattr(self, key)} is not for mindcv's networks, leave it out")
             return self
@@ -153,6 +165,7 @@ class TrainConfig(Section):
 class OptimizerConfig(Section):
     name: Literal["sgd"] = "sgd"
     lr: float = Field(0.1, gt=0)  # the peak, after warm-up
+    head_lr: Optional[float] = Field(None, gt=0)  # the classifier's own peak, for fine-tuning; null: lr
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = True
     weight_decay: float = Field(4e-5, ge=0)  # on weights only, not on BatchNorm and biases

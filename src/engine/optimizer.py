@@ -26,13 +26,21 @@ def create_optimizer(config, classifier, rates):
 
     `rates` is the learning rate of every step, float32 (steps).
     """
-    parameters = classifier.trainable_params()
-    weights = [parameter for parameter in parameters if parameter.ndim > 1]
-    others = [parameter for parameter in parameters if parameter.ndim == 1]
     settings = config.optimizer
+    head_rates = rates * (settings.head_lr / settings.lr) if settings.head_lr else rates
+    groups = {}
+    for parameter in classifier.trainable_params():
+        groups.setdefault((parameter.name.startswith("head."), parameter.ndim > 1), []).append(parameter)
     # Not nn.Momentum: on the CPU of MindSpore 2.7 its Nesterov option changes nothing.
     return nn.SGD(
-        [{"params": weights, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        [
+            {
+                "params": parameters,
+                "lr": ms.Tensor(head_rates if in_head else rates),
+                "weight_decay": settings.weight_decay if is_weight else 0.0,
+            }
+            for (in_head, is_weight), parameters in groups.items()
+        ],
         learning_rate=ms.Tensor(rates),
         momentum=settings.momentum,
         nesterov=settings.nesterov,

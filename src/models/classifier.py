@@ -4,6 +4,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
+from src.errors import UserError
+
 
 class Preprocess(nn.Cell):
     """Images (N, H, W, C), uint8 0..255, to normalised float32 (N, C, H, W); `mean` and `std` are of pixels in 0..1."""
@@ -31,6 +33,33 @@ class Classifier(nn.Cell):
         self.backbone = backbone
         self.dropout = nn.Dropout(p=dropout) if dropout else None
         self.head = head
+
+        self.frozen = []
+
+    def freeze(self, part):
+        """Keep the weights and moving statistics of a part from training: "none", "backbone", or a number of blocks.
+
+        A number means the stem and so many blocks after it; one that the backbone does not have is a `UserError`.
+        """
+        if part == "none":
+            return
+        children = list(self.backbone.cells())
+        if part != "backbone":
+            blocks = list(next(cell for cell in children if isinstance(cell, nn.SequentialCell)))
+            if part > len(blocks):
+                raise UserError(f"model.freeze: {part} is more than the {len(blocks)} blocks of the network")
+            children = [children[0], *blocks[:part]]
+        self.frozen = children
+        for cell in children:
+            for parameter in cell.get_parameters():
+                parameter.requires_grad = False
+
+    def set_train(self, mode=True):
+        """Switch between training and evaluation; a frozen part stays in evaluation mode."""
+        super().set_train(mode)
+        for cell in self.frozen:
+            cell.set_train(False)
+        return self
 
     def classify(self, pixels):
         """Normalised float32 (N, C, H, W) to logits (N, classes)."""

@@ -110,6 +110,17 @@ def global_pool(x):
     return ops.mean(x, (2, 3))
 
 
+def set_norm_epsilon(network, epsilon):
+    """Give every BatchNorm of `network` another epsilon; its parameters start anew under their old names."""
+    for _, cell in network.cells_and_names():
+        if isinstance(cell, ConvNormAct) and cell.norm.eps != epsilon:
+            old = cell.norm
+            names = [parameter.name for parameter in old.get_parameters()]
+            cell.norm = nn.BatchNorm2d(old.num_features, eps=epsilon, momentum=old.momentum)
+            for parameter, name in zip(cell.norm.get_parameters(), names):
+                parameter.name = name
+
+
 def initialize_weights(network):
     """He-normal convolutions (fan-out), N(0, 0.01) classifier, zero biases; BatchNorm keeps weight 1 and bias 0."""
     for _, layer in network.cells_and_names():

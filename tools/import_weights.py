@@ -1,0 +1,49 @@
+"""Turn weights of mindcv, torchvision or timm into a checkpoint of ours.
+
+python tools/import_weights.py mobilenet_v2.safetensors --model mobilenet_v2 --width 1.0 --output mobilenet_v2.ckpt
+"""
+
+import sys
+from pathlib import Path
+
+# In place of this folder, whose profile.py would hide the standard library's from other modules.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from src.config import make_config  # noqa: E402
+from src.engine.checkpoint import save_checkpoint  # noqa: E402
+from src.engine.device import use_device  # noqa: E402
+from src.errors import ArgumentParser, UserError, run  # noqa: E402
+from src.models import create_model  # noqa: E402
+from src.pretrained.load import load_pretrained  # noqa: E402
+
+
+def main():
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("source", help="a .ckpt of mindcv, or a .safetensors or .pth of torchvision or timm")
+    parser.add_argument("--model", required=True, help="our network that the weights are of, such as mobilenet_v2")
+    parser.add_argument("--width", type=float, default=1.0, help="width multiplier (default: 1.0)")
+    parser.add_argument("--groups", type=int, help="shufflenet_v1 only (default: 3)")
+    parser.add_argument("--layout", help="shufflenet_v2 only: authors (default; mindcv) or equal_split (torchvision)")
+    parser.add_argument("--classes", type=int, default=1000, help="outputs of the weights' classifier (default: 1000)")
+    parser.add_argument("--norm-epsilon", type=float, help="BatchNorm's, where the weights were trained with another")
+    parser.add_argument("--output", required=True, metavar="PATH", help="the checkpoint to write, a .ckpt")
+    args = parser.parse_args()
+    if Path(args.output).suffix != ".ckpt":
+        raise UserError(f"--output {args.output}: must end with .ckpt")
+    if Path(args.output).exists():
+        raise UserError(f"--output {args.output}: exists already")
+
+    model = {key: getattr(args, key) for key in ("width", "groups", "layout", "classes", "norm_epsilon")}
+    config = make_config({"model": {"name": args.model, **model}}, source="command line")
+    use_device(config.runtime)
+    classifier = create_model(config.model, config.data, args.classes)
+    source, fresh_head = load_pretrained(classifier, config.model, args.source)
+    if fresh_head:
+        raise UserError(f"--classes {args.classes}: is not the number of outputs of {args.source}")
+    names = [str(i) for i in range(args.classes)]
+    save_checkpoint(args.output, classifier, config, names, epoch=0, best=None)
+    print(f"{args.output}: {args.model} {args.width}x with {args.classes} outputs, all weights from {source}")
+
+
+if __name__ == "__main__":
+    run(main)
