@@ -8,10 +8,13 @@ import signal
 import subprocess
 import sys
 
+import mindcv
+import mindspore as ms
 import numpy as np
 import pytest
 from PIL import Image
 
+from src.engine.checkpoint import load_checkpoint
 from src.models import NETWORKS
 from tests.conftest import ROOT, SMALL
 
@@ -211,6 +214,32 @@ def test_mistakes_with_a_checkpoint_are_one_line(quickstart, mistake, tmp_path, 
     _, folder, _ = quickstart
     assert part in mistake(name, "--checkpoint", folder / "best.ckpt", *arguments, cwd=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_imported_weights_are_fine_tuned(quickstart, script, tmp_path):
+    """From digits to digits: what was learned is there from the first epoch on, which fresh weights do not reach."""
+    _, folder, _ = quickstart
+    arguments = ["data.image_size=16", "augment.padding=1", "train.epochs=1", "run.dir=run"]
+    pretrained = f"model.pretrained={folder / 'best.ckpt'}"
+    done = script("train.py", "--config", ROOT / "configs" / "finetune.yaml", pretrained, *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "pretrained: all from" in done.stdout
+    first = json.loads((tmp_path / "run" / "summary.json").read_text())["final"]["top1"]
+    with open(folder / "metrics.csv", newline="") as file:
+        from_scratch = float(next(csv.DictReader(file))["test_top1"])
+    assert first > max(0.85, from_scratch)
+
+
+def test_weights_of_mindcv_become_a_checkpoint(script, mistake, tmp_path):
+    peer = mindcv.create_model("mobilenet_v1_025", num_classes=10)
+    ms.save_checkpoint(peer, str(tmp_path / "peer.ckpt"))
+    arguments = ["tools/import_weights.py", "peer.ckpt", "--model", "mobilenet_v1", "--output", "ours.ckpt"]
+    done = script(*arguments, "--width", "0.25", "--classes", "10", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    checkpoint = load_checkpoint(tmp_path / "ours.ckpt")
+    weight = checkpoint.weights["backbone.stem.conv.weight"].asnumpy()
+    assert (weight == next(peer.get_parameters()).asnumpy()).all()
+    assert "exists already" in mistake(*arguments, "--width", "0.25", cwd=tmp_path)
 
 
 def test_profile_prints_the_reference_integers(script, tmp_path):

@@ -8,6 +8,8 @@ from mindspore import nn, ops
 from src.config import make_config
 from src.engine.optimizer import create_optimizer, learning_rates
 from src.engine.step import make_train_step
+from src.errors import UserError
+from src.models import create_model
 
 
 def schedule(name, warmup, epochs=10):
@@ -91,3 +93,46 @@ def test_steps_follow_momentum_sgd_with_decay_on_weights_only(nesterov, compiled
     np.testing.assert_allclose(network.dense.bias.asnumpy(), bias, rtol=1e-4, atol=1e-5)
     assert (network.norm.gamma.asnumpy() == 1).all()
     assert float(ops.norm(network.norm.beta).asnumpy()) == 0
+
+
+def test_head_has_its_own_learning_rate():
+    config = make_config(
+        {
+            "model": {"width": 0.5},
+            "optimizer": {"lr": 0.1, "head_lr": 0.4, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0},
+            "schedule": {"name": "constant"},
+        }
+    )
+    classifier = create_model(config.model, config.data, 3)
+    before = {parameter.name: parameter.asnumpy().copy() for parameter in classifier.trainable_params()}
+    optimizer = create_optimizer(config, classifier, learning_rates(config, 1))
+    optimizer(tuple(ops.ones_like(parameter) for parameter in optimizer.parameters))
+    for parameter in classifier.trainable_params():
+        step = before[parameter.name] - parameter.asnumpy()
+        np.testing.assert_allclose(step, 0.4 if parameter.name.startswith("head.") else 0.1, rtol=1e-4)
+
+
+@pytest.mark.parametrize("part", ["backbone", 2])
+def test_frozen_part_keeps_weights_and_statistics(part):
+    config = make_config({"model": {"name": "mobilenet_v2", "width": 0.25, "freeze": part}, "train": {"epochs": 1}})
+    classifier = create_model(config.model, config.data, 3)
+    classifier.freeze(config.model.freeze)
+    before = {parameter.name: parameter.asnumpy().copy() for parameter in classifier.get_parameters()}
+    optimizer = create_optimizer(config, classifier, np.float32([0.1]))
+    step = make_train_step(classifier, optimizer, 0.0, compiled=False)
+    classifier.set_train(True)
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    step(ms.Tensor(images), ms.Tensor(np.int32([0, 1, 2, 0])))
+    changed = {parameter.name for parameter in classifier.get_parameters()
+               if (parameter.asnumpy() != before[parameter.name]).any()}  # fmt: skip
+    kept = ("backbone.stem.", "backbone.blocks.0.", "backbone.blocks.1.") if part == 2 else ("backbone.",)
+    assert not any(name.startswith(kept) for name in changed)
+    assert {"head.weight", "head.bias"} <= changed
+    if part == 2:
+        assert "backbone.blocks.2.layers.0.norm.moving_mean" in changed
+
+
+def test_freezing_more_blocks_than_there_are_is_an_error():
+    config = make_config({"model": {"name": "mobilenet_v2", "width": 0.25, "freeze": 99}})
+    with pytest.raises(UserError, match="model.freeze: 99 is more than the 17 blocks"):
+        create_model(config.model, config.data, 3).freeze(config.model.freeze)
