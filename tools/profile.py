@@ -87,7 +87,11 @@ def cost_of(config, layers=False):
     model, data = config.model, config.data
     classifier = create_model(model, data, model.classes or 1000)
     rows = profile(classifier, data.image_size, data.channels)
-    own = [f"{value} groups" if key == "groups" else value for key in ("groups", "layout") if (value := getattr(model, key))]
+    own = [
+        f"{value} groups" if key == "groups" else value
+        for key in ("groups", "layout")
+        if (value := getattr(model, key))
+    ]
     costs = {
         "variant": ", ".join([f"{model.name} {model.width}", *own]),
         "model": model.name,
@@ -121,6 +125,9 @@ def print_totals(costs):
     found = costs["guidelines"]
     groups = ", ".join(f"{count} with {groups}" for groups, count in found["group_counts"].items())
     shares = found["access_shares"]
+    kernels = "-"
+    if found["kernels_max"]:
+        kernels = f"{found['kernels_mean']:.2f} convolutions a block, at most {found['kernels_max']}"
     lines = {
         "network": f"{costs['variant']}, {costs['channels']}x{costs['image_size']}x{costs['image_size']}",
         "classes": costs["classes"],
@@ -130,11 +137,9 @@ def print_totals(costs):
         "memory access": f"{found['memory_access']:,} elements, of convolutions",
         "G1 balance": f"{found['balance']:.2f} (in:out channels of 1x1 convolutions, by MACs; 1 is best)",
         "G1 access": f"{found['access_to_bound']:.2f} times the bound that Eq. 1 gives the 1x1 convolutions",
-        "G2 MACs": f"{found['depthwise_macs']:.1%} depthwise, {found['grouped_macs']:.1%} in other grouped convolutions",
+        "G2 MACs": f"{found['depthwise_macs']:.1%} depthwise, {found['grouped_macs']:.1%} otherwise grouped",
         "G2 groups": f"{groups} (convolutions, without depthwise)",
-        "G3 kernels": f"{found['kernels_mean']:.2f} convolutions a block, at most {found['kernels_max']}"
-        if found["kernels_max"]
-        else "-",
+        "G3 kernels": kernels,
         "G4 access": ", ".join(f"{share:.1%} {kind}" for kind, share in shares.items()) if shares else "-",
     }
     print()

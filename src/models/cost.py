@@ -130,9 +130,10 @@ def count_macs(classifier, image_size, channels):
 
 
 def profile(classifier, image_size, channels):
-    """Return the `Row` of each operation on an image of `image_size` x `image_size`, in the order of a run on a blank one.
+    """Return the `Row` of each operation on an image of `image_size` x `image_size`, in the order of a run.
 
-    What a cell does outside its layers follows them. Left out are preprocessing, dropout and reshapes; of mindcv's networks also all that is not a layer.
+    Recorded on a blank image. What a cell does outside its layers follows them. Left out are preprocessing, dropout and
+    reshapes; of mindcv's networks also all that is not a layer.
     """
     rows, outputs = [], {}
 
@@ -194,7 +195,7 @@ def block_of(classifier, row):
 
 
 def by_block(classifier, rows):
-    """Return a dict a block, in order: its name, parameters, MACs, bytes and number of convolution kernels."""
+    """Return a dict a block, in order: name, parameters, MACs, bytes and number of convolution kernels."""
     blocks = {}
     for row in rows:
         name = block_of(classifier, row)
@@ -209,15 +210,16 @@ def by_block(classifier, rows):
 def guidelines(classifier, rows):
     """Return what MACs do not tell of the `rows` of `profile`, after ShuffleNetV2's four guidelines (section 2).
 
-    Of all convolutions: `memory_access` in elements (Eq. 1 and 2: input, output, weights; biases too). G1, of the 1x1
-    convolutions: `balance`, the mean of max / min of input and output channels, weighted by MACs, and
+    Of all convolutions: `memory_access` in elements (Eq. 1 and 2: input, output, weights; biases too).
+    G1, of the 1x1 convolutions: `balance`, the mean of max / min of input and output channels, weighted by MACs, and
     `access_to_bound`, their memory access divided by Eq. 1's lower bound 2 sqrt(hw B) + B / hw, B being the MACs; groups
-    raise it too. G2: shares of all MACs in depthwise and in other grouped convolutions, and how many convolutions have
-    each group count, depthwise ones left out. G3: convolution kernels a unit, mean and maximum; stem, last layers and
-    head are not units. G4: each of KINDS' share of all memory access; `element-wise` are activations, additions,
-    multiplications, concatenations, splits, slices and shuffles, each reading its inputs and writing its output; a split
-    or shuffle moves every element once. `batch_norm` is apart as it can be folded into the convolution before. None where
-    what is not a layer is unknown (mindcv's networks).
+    raise it too.
+    G2: shares of all MACs in depthwise and in other grouped convolutions, and how many convolutions have each group
+    count, depthwise ones left out.
+    G3: convolution kernels a unit, mean and maximum; stem, last layers and head are not units.
+    G4: each of KINDS' share of all memory access. Element-wise are activations, additions, multiplications,
+    concatenations, splits, slices and shuffles, each reading its inputs and writing its output. BatchNorm is apart, as
+    it can be folded into the convolution before it. None for mindcv's networks, where only the layers are known.
     """
     convolutions = [row for row in rows if row.kind in CONVOLUTIONS]
     pointwise = [row for row in convolutions if row.kernel_size == (1, 1)]
