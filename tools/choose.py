@@ -100,7 +100,7 @@ def fits(row, limits):
 
 
 def measure(variants, limits, args, end):
-    """Set the `ms` of variants that pass the other limits, in order, until the clock's `end`; return the others' names."""
+    """Set the `ms` of variants that pass the other limits until the clock's `end`; return the names of those left."""
     unmeasured = []
     others = {key: limit for key, limit in limits.items() if key != "ms"}
     image = np.zeros((1, args.image_size, args.image_size, 3), np.uint8)

@@ -100,6 +100,6 @@ def plot_guidelines(lines, titles, path):
         axes.set_xlim(0, 1.15 * max(line[key] for line in own for key in ("relative", "paper_relative")))
         axes.set_title(f"{guideline}: {title}", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False, fontsize=9)
     figure.supxlabel("images a second, relative to the first line", fontsize=9)
     figure.savefig(path, dpi=110)

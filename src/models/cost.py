@@ -212,7 +212,7 @@ def guidelines(classifier, rows):
 
     Of all convolutions: `memory_access` in elements (Eq. 1 and 2: input, output, weights; biases too).
     G1, of the 1x1 convolutions: `balance`, the mean of max / min of input and output channels, weighted by MACs, and
-    `access_to_bound`, their memory access divided by Eq. 1's lower bound 2 sqrt(hw B) + B / hw, B being the MACs; groups
+    `access_to_bound`, their memory access divided by its lower bound of Eq. 1, 2 sqrt(hw B) + B / hw for B MACs; groups
     raise it too.
     G2: shares of all MACs in depthwise and in other grouped convolutions, and how many convolutions have each group
     count, depthwise ones left out.
