@@ -33,14 +33,14 @@ def main():
     args = parse()
     end = perf_counter() + args.seconds
     limits = {key: getattr(args, option) for option, key in LIMITS.items() if getattr(args, option) is not None}
+    use_device(make_config({"runtime": {"device": args.device}}, source="command line").runtime)
     variants = [row for row in read_zoo() if not args.model or row["model"] in args.model]
     for row in variants:
         row["variant"] = f"{row['model']} {row['width']}" + (f", {row['groups']} groups" if row["groups"] else "")
         row["ms"] = None
-        config = config_of(row, args)
-        use_device(config.runtime)
         # The table holds for 224 pixels.
         if args.image_size != 224:
+            config = config_of(row, args)
             row["macs"] = count_macs(create_model(config.model, config.data, 1000), args.image_size, 3)
     variants.sort(key=lambda row: row["macs"])
     unmeasured = measure(variants, limits, args, end) if "ms" in limits else []
@@ -90,8 +90,7 @@ def parse():
 
 def config_of(row, args):
     model = {"name": row["model"], "width": row["width"], "groups": row["groups"]}
-    tree = {"model": model, "data": {"image_size": args.image_size}, "runtime": {"device": args.device}}
-    return make_config(tree, source="command line")
+    return make_config({"model": model, "data": {"image_size": args.image_size}}, source="command line")
 
 
 def fits(row, limits):

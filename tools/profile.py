@@ -24,11 +24,14 @@ MODEL_ONLY = ("width", "groups", "layout")
 def main():
     args = parse()
     if args.all:
-        variants = [cost_of(config) for config in all_variants(args)]
+        configs = all_variants(args)
+        use_device(configs[0].runtime)
+        variants = [cost_of(config) for config in configs]
         print_variants(variants)
-        content, rows, title = {"variants": variants}, variants, f"{args.image_size or 224} pixels"
+        content, rows, title = {"variants": variants}, variants, f"{size_of(args)} pixels"
     else:
         config = load_config(args.config) if args.config else make_config(tree_of(args), source="command line")
+        use_device(config.runtime)
         content = cost_of(config, layers=True)
         print_layers(content["layers"])
         print_totals(content)
@@ -62,11 +65,15 @@ def parse():
     return args
 
 
+def size_of(args):
+    return 224 if args.image_size is None else args.image_size
+
+
 def tree_of(args, **model):
     """Return the config, as a dict, of the network that the arguments tell of; `model` has further settings of it."""
     given = {key: getattr(args, key) for key in MODEL_ONLY if getattr(args, key) is not None}
     model = {"name": args.model, "classes": args.classes, **given, **model}
-    return {"model": model, "data": {"image_size": args.image_size or 224}}
+    return {"model": model, "data": {"image_size": size_of(args)}}
 
 
 def all_variants(args):
@@ -83,7 +90,6 @@ def all_variants(args):
 
 def cost_of(config, layers=False):
     """Return the costs of the config's network as a dict; with `layers` also those of each block and layer."""
-    use_device(config.runtime)
     model, data = config.model, config.data
     classifier = create_model(model, data, model.classes or 1000)
     rows = profile(classifier, data.image_size, data.channels)

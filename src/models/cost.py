@@ -63,10 +63,8 @@ def inverted_residual(cell, x, y, outputs):
 
 
 def ghost_module(cell, x, y, outputs):
-    both = (cell.primary.conv.out_channels + cell.ghosts.conv.out_channels, *y[1:])
-    yield "Concat", "element-wise", both, both, size(both, both)
-    if cell.surplus:
-        yield "Slice", "element-wise", y, y, size(y, y)
+    # In no variant is there a surplus of ghosts to cut off.
+    yield "Concat", "element-wise", y, y, size(y, y)
 
 
 def ghost_bottleneck(cell, x, y, outputs):
@@ -218,7 +216,7 @@ def guidelines(classifier, rows):
     count, depthwise ones left out.
     G3: convolution kernels a unit, mean and maximum; stem, last layers and head are not units.
     G4: each of KINDS' share of all memory access. Element-wise are activations, additions, multiplications,
-    concatenations, splits, slices and shuffles, each reading its inputs and writing its output. BatchNorm is apart, as
+    concatenations, splits and shuffles, each reading its inputs and writing its output. BatchNorm is apart, as
     it can be folded into the convolution before it. None for mindcv's networks, where only the layers are known.
     """
     convolutions = [row for row in rows if row.kind in CONVOLUTIONS]
