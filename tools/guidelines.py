@@ -20,7 +20,7 @@ from src.config import make_config  # noqa: E402
 from src.engine.cost_figures import plot_guidelines  # noqa: E402
 from src.engine.device import use_device  # noqa: E402
 from src.engine.files import make_parent, write_json  # noqa: E402
-from src.engine.latency import median_ms  # noqa: E402
+from src.engine.latency import median_ms, warm_up  # noqa: E402
 from src.errors import ArgumentParser, UserError, run  # noqa: E402
 from src.models.benchmarks import benchmarks, stacked_macs  # noqa: E402
 
@@ -44,6 +44,8 @@ def measure(args):
     lines = []
     for guideline, rows in benchmarks(args.channels).items():
         maps = [np.ones((1, row.channels, args.image_size, args.image_size), np.float32) for row in rows]
+        for row, blank in zip(rows, maps):
+            warm_up(row.network, blank)
         times = median_ms([row.network for row in rows], maps, args.repeats)
         for row, time, paper in zip(rows, times, PAPER[guideline]):
             lines.append(

@@ -6,17 +6,19 @@ from time import perf_counter
 import mindspore as ms
 
 
+def warm_up(network, batch):
+    """Run `network` twice on `batch`, an array, so that it is compiled and what it loads late is loaded."""
+    network.set_train(False)
+    for _ in range(2):
+        network(ms.Tensor(batch)).asnumpy()
+
+
 def median_ms(networks, batches, repeats):
     """Return the median milliseconds of each of the `networks` on its own of the `batches`, arrays, in `repeats` runs.
 
-    The first run, which compiles, and a second do not count. The networks take turns, so that what else the machine
-    does meets all of them.
+    The networks, warm already, take turns, so that what else the machine does meets all of them.
     """
     batches = [ms.Tensor(batch) for batch in batches]
-    for network, batch in zip(networks, batches):
-        network.set_train(False)
-        for _ in range(2):
-            network(batch).asnumpy()
     times = [[] for _ in networks]
     for _ in range(repeats):
         for network, batch, own in zip(networks, batches, times):

@@ -136,7 +136,7 @@ def profile(classifier, image_size, channels):
     rows, outputs = [], {}
 
     def hook_of(name, cell):
-        # Asked for here, as it takes a thousand times longer inside of a hook.
+        # Asked for here, as it takes far longer inside of a hook.
         params = sum(parameter.size for parameter in cell.get_parameters(expand=False) if parameter.requires_grad)
 
         def record(cell, inputs, output):
