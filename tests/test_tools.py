@@ -1,0 +1,124 @@
+"""The tools as a user runs them: what they print, the files they leave, and mistakes as one line."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from src.models import NETWORKS
+from tests.conftest import ROOT
+from tests.models.test_zoo import ZOO
+
+CONFIG = ROOT / "configs" / "shufflenet_v2" / "fashion_mnist.yaml"
+
+
+@pytest.mark.slow
+def test_profile_of_a_config_agrees_with_its_layers(script, tmp_path):
+    files = ["--json", "out/cost.json", "--plot", "out/cost.png"]
+    done = script("tools/profile.py", "--config", CONFIG, *files, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    cost = json.loads((tmp_path / "out" / "cost.json").read_text())
+    assert (cost["image_size"], cost["channels"], cost["classes"], cost["width"]) == (28, 1, 1000, 0.5)
+    # ShuffleNetV2 0.5x has 1,366,792 parameters with 3 input channels; a gray stem has 24 filters of 3x3 twice fewer.
+    assert cost["params"] == 1366792 - 2 * 24 * 9
+    assert cost["macs"] == sum(layer["macs"] for layer in cost["layers"])
+    assert cost["bytes"] == sum(block["bytes"] for block in cost["blocks"])
+    # The stem keeps the size and there is no max-pool: 28x28 maps of 24 channels.
+    assert cost["layers"][0] | {"params": 24 * 9, "macs": 24 * 9 * 28 * 28, "output": [24, 28, 28]} == cost["layers"][0]
+    for layer in cost["layers"]:
+        assert layer["name"] in done.stdout
+    assert Image.open(tmp_path / "out" / "cost.png").size[0] > 800
+
+
+@pytest.mark.slow
+def test_profile_of_all_variants(script, tmp_path):
+    done = script("tools/profile.py", "--all", "--image-size", "32", "--json", "all.json", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    variants = json.loads((tmp_path / "all.json").read_text())["variants"]
+    params = {(row["model"], row["width"], row["groups"], row["layout"]): row["params"] for row in variants}
+    for row in ZOO:
+        layout = "authors" if row["model"] == "shufflenet_v2" else None
+        groups = int(row["groups"]) if row["groups"] else None
+        assert params[row["model"], float(row["width"]), groups, layout] == int(row["params"])
+    # ShuffleNetV1 with 5 group counts, ShuffleNetV2 with 2 layouts, at 4 widths each.
+    assert len(variants) == len(params) == sum(len(network.variants) for network in NETWORKS.values()) + 4 * 4 + 4
+    assert done.stdout.count("\n") == 1 + len(variants)
+
+
+@pytest.mark.slow
+def test_choose_by_parameters_and_macs_measures_nothing(script, tmp_path):
+    limits = ["--max-params", "3e6", "--max-macs", "150e6"]
+    files = ["--json", "c.json", "--plot", "c.png"]
+    done = script("tools/choose.py", *limits, *files, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    content = json.loads((tmp_path / "c.json").read_text())
+    fitting = {(row["model"], row["width"], row["groups"]) for row in content["variants"] if row["fits"]}
+    expected = {
+        (row["model"], float(row["width"]), int(row["groups"]) if row["groups"] else None)
+        for row in ZOO
+        if int(row["params"]) <= 3e6 and int(row["macs"]) <= 150e6
+    }
+    assert fitting == expected | {("mobilenet_v3_small", 0.75, None)}
+    assert {row["ms"] for row in content["variants"]} == {None}
+    # The best published top-1 among these.
+    assert "the most accurate: shufflenet_v2 1.0" in done.stdout
+    assert Image.open(tmp_path / "c.png").size[0] > 800
+
+
+@pytest.mark.slow
+def test_choose_measures_what_other_limits_leave(script, tmp_path):
+    limits = ["--max-ms", "60000", "--max-params", "2e6", "--repeats", "2", "--model", "shufflenet_v2"]
+    done = script("tools/choose.py", *limits, "--image-size", "32", "--json", "c.json", "--plot", "c.png", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = json.loads((tmp_path / "c.json").read_text())["variants"]
+    assert [(row["width"], row["ms"] is not None, row["fits"]) for row in rows] == [
+        (0.5, True, True),
+        (1.0, False, False),
+        (1.5, False, False),
+        (2.0, False, False),
+    ]
+    late = script("tools/choose.py", *limits, "--image-size", "32", "--seconds", "1e-6", cwd=tmp_path)
+    assert (late.returncode, late.stderr) == (0, "")
+    assert "not measured, for lack of time (--seconds 1e-06): shufflenet_v2 0.5\n" in late.stdout
+
+
+@pytest.mark.slow
+def test_guidelines_stand_beside_the_paper_s(script, tmp_path):
+    small = ["--channels", "16", "--image-size", "8", "--repeats", "2"]
+    done = script("tools/guidelines.py", *small, "--json", "g.json", "--plot", "g.png", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = json.loads((tmp_path / "g.json").read_text())["lines"]
+    assert [line["guideline"] for line in lines] == ["G1"] * 4 + ["G2"] * 4 + ["G3"] * 5 + ["G4"] * 4
+    for guideline, last in {"G1": 57.6 / 76.2, "G2": 27.8 / 40.0, "G3": 35.0 / 40.2, "G4": 20.2 / 16.9}.items():
+        own = [line for line in lines if line["guideline"] == guideline]
+        assert (own[0]["relative"], own[0]["paper_relative"]) == (1, 1)
+        assert own[-1]["paper_relative"] == pytest.approx(last)
+        assert own[-1]["relative"] == pytest.approx(own[-1]["images_per_second"] / own[0]["images_per_second"])
+    # Ten blocks of two 1x1 convolutions, 8 channels to 8, on 8x8 maps.
+    assert lines[0]["macs"] == 10 * 2 * 8 * 8 * 8 * 8
+    assert Image.open(tmp_path / "g.png").size[0] > 800
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "part"),
+    [
+        ("profile", [], "one of the arguments --model --config --all is required"),
+        ("profile", ["--model", "ghostnet", "--all"], "--all: not allowed with argument --model"),
+        ("profile", ["--config", CONFIG, "--width", "1.0"], "--width: cannot be used with --config"),
+        ("profile", ["--all", "--groups", "3"], "--groups: cannot be used with --all"),
+        ("profile", ["--config", "nowhere.yaml"], "nowhere.yaml: No such file"),
+        ("profile", ["--model", "ghostnet", "--image-size", "0"], "data.image_size: 0"),
+        ("profile", ["--model", "ghostnet", "--plot", "p.pdf"], "--plot p.pdf: must end with .png"),
+        ("choose", [], "a limit must be given: --max-ms, --max-params or --max-macs"),
+        ("choose", ["--max-ms", "-1"], "--max-ms -1: must be above 0"),
+        ("choose", ["--max-macs", "nan"], "--max-macs nan: must be above 0"),
+        ("choose", ["--max-macs", "many"], "invalid float value: 'many'"),
+        ("choose", ["--max-macs", "1e9", "--model", "ghost"], "--model ghost: is not one of"),
+        ("choose", ["--max-macs", "1e9", "--device", "gpu"], "runtime.device: gpu is not available here"),
+        ("guidelines", ["--channels", "4"], "--channels 4: must be at least 8"),
+        ("guidelines", ["--device", "tpu"], "runtime.device: 'tpu' is not one of"),
+    ],
+)
+def test_mistakes_are_one_line(mistake, tmp_path, tool, arguments, part):
+    assert part in mistake(f"tools/{tool}.py", *arguments, cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == []

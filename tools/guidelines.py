@@ -1,0 +1,102 @@
+"""ShuffleNetV2's four guidelines, measured on this device: python tools/guidelines.py --plot guidelines.png
+
+As tables 1 to 4 of https://arxiv.org/abs/1807.11164 do it: networks of 10 equal blocks and about the same MACs that
+differ in one respect, batch 1. Beside each measured speed, relative to its table's first line, stands the paper's
+own on a single-threaded ARM core (columns x1 of tables 1 and 2, c=64 of tables 3 and 4, measured on 56x56 maps).
+G1: pairs of 1x1 convolutions, c1 to c2 and back. G2: grouped 1x1 convolutions. G3: 1x1 convolutions in series or in
+parallel (the outputs added; the paper's text leaves that open). G4: ResNet's bottleneck (1x1 to a quarter of the
+channels, 3x3, 1x1; the paper's text leaves its inner width open), with and without ReLU and shortcut.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np  # noqa: E402
+
+from src.config import make_config  # noqa: E402
+from src.engine.cost_figures import plot_guidelines  # noqa: E402
+from src.engine.device import use_device  # noqa: E402
+from src.engine.files import make_parent, write_json  # noqa: E402
+from src.engine.latency import median_ms, warm_up  # noqa: E402
+from src.errors import ArgumentParser, UserError, run  # noqa: E402
+from src.models.benchmarks import benchmarks, stacked_macs  # noqa: E402
+
+TITLES = {
+    "G1": "input to output channels",
+    "G2": "groups",
+    "G3": "fragments",
+    "G4": "element-wise operations",
+}
+# Images a second on ARM, in the order of the lines that `benchmarks` returns.
+PAPER = {
+    "G1": (76.2, 72.9, 69.1, 57.6),
+    "G2": (40.0, 35.0, 32.9, 27.8),
+    "G3": (40.2, 38.6, 38.4, 33.4, 35.0),
+    "G4": (16.9, 18.8, 18.2, 20.2),
+}
+
+
+def measure(args):
+    """Return a dict a line: guideline, label, MACs, ms, images a second, relative speed here and in the paper."""
+    lines = []
+    for guideline, rows in benchmarks(args.channels).items():
+        maps = [np.ones((1, row.channels, args.image_size, args.image_size), np.float32) for row in rows]
+        for row, blank in zip(rows, maps):
+            warm_up(row.network, blank)
+        times = median_ms([row.network for row in rows], maps, args.repeats)
+        for row, time, paper in zip(rows, times, PAPER[guideline]):
+            lines.append(
+                {
+                    "guideline": guideline,
+                    "line": row.label,
+                    "macs": stacked_macs(row.network, args.image_size),
+                    "ms": time,
+                    "images_per_second": 1000 / time,
+                    "relative": times[0] / time,
+                    "paper_relative": paper / PAPER[guideline][0],
+                }
+            )
+    return lines
+
+
+def parse():
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--channels", type=int, default=64, help="of the first line; table 1 has half (default: 64)")
+    parser.add_argument("--image-size", type=int, default=56, help="pixels of the maps (default: 56)")
+    parser.add_argument("--repeats", type=int, default=30, help="runs whose median counts (default: 30)")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, gpu or ascend")
+    parser.add_argument("--json", metavar="PATH", help="also write the figures there")
+    parser.add_argument("--plot", metavar="PATH", help="also draw the relative speeds into this PNG")
+    args = parser.parse_args()
+    for option, least in (("channels", 8), ("image_size", 1), ("repeats", 1)):
+        if getattr(args, option) < least:
+            raise UserError(f"--{option.replace('_', '-')} {getattr(args, option)}: must be at least {least}")
+    if args.plot and Path(args.plot).suffix != ".png":
+        raise UserError(f"--plot {args.plot}: must end with .png")
+    return args
+
+
+def main():
+    args = parse()
+    use_device(make_config({"runtime": {"device": args.device}}, source="command line").runtime)
+    lines = measure(args)
+    width = max(len(line["line"]) for line in lines)
+    print(f"maps of {args.image_size}x{args.image_size}, batch 1, median of {args.repeats}")
+    for guideline, title in TITLES.items():
+        print(f"\n{f'{guideline} {title}':<{width}}  {'MACs':>11}  {'ms':>7}  {'images/s':>8}  relative  paper (ARM)")
+        for line in (line for line in lines if line["guideline"] == guideline):
+            print(
+                f"{line['line']:<{width}}  {line['macs']:>11,}  {line['ms']:>7.2f}  {line['images_per_second']:>8.1f}"
+                f"  {line['relative']:>8.2f}  {line['paper_relative']:>11.2f}"
+            )
+    if args.json:
+        write_json({"image_size": args.image_size, "repeats": args.repeats, "lines": lines}, args.json)
+    if args.plot:
+        plot_guidelines(lines, TITLES, make_parent(args.plot))
+
+
+if __name__ == "__main__":
+    run(main)
