@@ -2,7 +2,7 @@
 
 As tables 1 to 4 of https://arxiv.org/abs/1807.11164 do it: networks of 10 equal blocks and about the same MACs that
 differ in one respect, batch 1. Beside each measured speed, relative to its table's first line, stands the paper's
-own on a single-threaded ARM core (columns x1 of tables 1 and 2, c=64 of tables 3 and 4, measured on 56x56 maps).
+own on an ARM core (tables 1 to 3 on 56x56 maps: columns x1 of 1 and 2, c=64 of 3; table 4: c=64).
 G1: pairs of 1x1 convolutions, c1 to c2 and back. G2: grouped 1x1 convolutions. G3: 1x1 convolutions in series or in
 parallel (the outputs added; the paper's text leaves that open). G4: ResNet's bottleneck (1x1 to a quarter of the
 channels, 3x3, 1x1; the paper's text leaves its inner width open), with and without ReLU and shortcut.

@@ -1,7 +1,6 @@
 """What eval.py tells of a checkpoint: metrics of a split, or predictions for the user's own images."""
 
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from src.data.datasets import Samples, check_images
 from src.data.loading import eval_loader
 from src.engine.evaluate import predict, softmax
 from src.engine.figures import plot_confusion, plot_contact_sheet
+from src.engine.files import make_parent, write_json
 from src.errors import UserError
 
 SHEET_IMAGES = 64  # at most, on a contact sheet
@@ -27,8 +27,6 @@ def print_evaluation(result, classes):
 
 def write_evaluation(result, classes, path):
     """Write an `Evaluation` as JSON to `path` and its confusion matrix as a PNG of the same name beside it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "loss": result.loss,
         "top1": result.top1,
@@ -38,8 +36,8 @@ def write_evaluation(result, classes, path):
         "per_class": result.per_class(classes),
         "confusion": result.confusion.tolist(),
     }
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    plot_confusion(result.confusion, classes, path.with_suffix(".png"))
+    write_json(content, path)
+    plot_confusion(result.confusion, classes, Path(path).with_suffix(".png"))
 
 
 def find_images(path):
@@ -80,8 +78,7 @@ def print_predictions(files, probabilities, classes):
 
 def write_predictions(files, seen, probabilities, classes, path):
     """Write every class's probability to the CSV at `path` and a contact sheet as a PNG of the same name beside it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = make_parent(path)
     best = probabilities.argmax(1)
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

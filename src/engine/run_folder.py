@@ -1,10 +1,10 @@
 """The run folder: config.yaml, metrics.csv, curves.png, best.ckpt, last.ckpt and summary.json."""
 
 import csv
-import json
 from pathlib import Path
 
 from src.engine.figures import plot_curves
+from src.engine.files import write_json
 from src.errors import UserError
 
 FILES = ("config.yaml", "metrics.csv", "curves.png", "best.ckpt", "last.ckpt", "summary.json")
@@ -52,4 +52,4 @@ class RunFolder:
 
     def finish(self, summary):
         """Write summary.json."""
-        (self.path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        write_json(summary, self.path / "summary.json")
