@@ -107,7 +107,7 @@ def rebuild_tensor(storage, offset, shape, strides, *_):
     """Return the array that torch's `_rebuild_tensor_v2` describes; its bounds are checked before memory is touched."""
     count = math.prod(shape)
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides))
-    if min(offset, *shape, *strides) < 0 or count > len(storage) or (count and last >= len(storage)):
+    if min((offset, *shape, *strides)) < 0 or count > len(storage) or (count and last >= len(storage)):
         raise pickle.UnpicklingError("a tensor lies outside its storage")
     byte_strides = [stride * storage.itemsize for stride in strides]
     return np.lib.stride_tricks.as_strided(storage[offset:], shape, byte_strides).copy()

@@ -152,13 +152,14 @@ def test_malicious_pickle_is_refused_and_not_run(tmp_path):
 
 
 def test_pth_of_pytorch_is_read():
-    """tests/reference/small.pth: torch.save of {"a": arange(6) as 2x3, "b": its transpose, "c": its last column}."""
+    """small.pth: torch.save (2.13.0) of {"a": arange(6) as 2x3, "b": its transpose, "c": its last column, "d": 7}."""
     tensors = read_tensors(ROOT / "tests" / "reference" / "small.pth")
     a = np.arange(6, dtype=np.float32).reshape(2, 3)
     assert {key: value.tolist() for key, value in tensors.items()} == {
         "a": a.tolist(),
         "b": a.T.tolist(),
         "c": a[:, 2].tolist(),
+        "d": 7,
     }
 
 
