@@ -44,6 +44,7 @@ class ModelConfig(Section):
     dropout: float = Field(0.0, ge=0, lt=1)  # probability, before the classifier
     stem_stride: integer_of(1, 2) = 2  # 1: for small images, then without the stem's max-pool
     norm_epsilon: Optional[float] = Field(None, gt=0)  # BatchNorm's; null: the network's, or its weights' source's
+    norm_momentum: Optional[float] = Field(None, ge=0, lt=1)  # share of the old moving statistics; null: the network's
     pretrained: Optional[str] = None  # weights to start from: our or mindcv's .ckpt, .safetensors or .pth
     freeze: Union[int, str] = "none"  # what keeps its weights: none, backbone, or the stem and so many blocks after it
 
@@ -69,7 +70,7 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def fits_network(self):
         if self.name.startswith(MINDCV):
-            for key in ("width", "groups", "layout", "dropout", "stem_stride", "norm_epsilon", "pretrained", "freeze"):
+            for key in sorted(ModelConfig.model_fields.keys() - {"name", "classes"}):
                 if getattr(self, key) != ModelConfig.model_fields[key].default:
                     raise ValueError(f"{key}: {getattr(self, key)} is not for mindcv's networks, leave it out")
             return self
@@ -210,6 +211,8 @@ class Config(Section):
                 f"schedule.warmup_epochs: {self.schedule.warmup_epochs} must be at most "
                 f"train.epochs, {self.train.epochs}"
             )
+        if self.optimizer.head_lr is not None and self.model.name.startswith(MINDCV):
+            raise ValueError(f"optimizer.head_lr: {self.optimizer.head_lr} is not for mindcv's networks, leave it out")
         if self.augment.crop == "pad" and self.augment.padding is None:
             self.augment.padding = max(1, self.data.image_size // 8)
         return self

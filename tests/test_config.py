@@ -125,6 +125,8 @@ def test_layout_is_for_shufflenet_v2_only():
 def test_mindcv_networks_take_no_setting_of_ours():
     with pytest.raises(UserError, match="dropout: 0.2 is not for mindcv's networks"):
         make_config({"model": {"name": "mindcv/resnet18", "dropout": 0.2}})
+    with pytest.raises(UserError, match="optimizer.head_lr: 0.2 is not for mindcv's networks"):
+        make_config({"model": {"name": "mindcv/resnet18"}, "optimizer": {"head_lr": 0.2}})
 
 
 def test_group_counts_are_those_of_the_paper():

@@ -4,7 +4,7 @@ from mindspore import nn
 
 from src.models.classifier import Classifier
 from src.models.ghostnet import GhostNet
-from src.models.layers import initialize_weights, set_norm_epsilon
+from src.models.layers import initialize_weights, set_norm
 from src.models.mnasnet import MnasNet
 from src.models.mobilenet_v1 import MobileNetV1
 from src.models.mobilenet_v2 import MobileNetV2
@@ -49,7 +49,7 @@ def create_model(model, data, classes):
     backbone = NETWORKS[model.name](width=model.width, in_channels=data.channels, stem_stride=model.stem_stride, **own)
     head = nn.Dense(backbone.out_features, classes)
     classifier = Classifier(backbone, head, model.dropout, data.mean, data.std)
-    if model.norm_epsilon is not None:
-        set_norm_epsilon(classifier, model.norm_epsilon)
+    if model.norm_epsilon is not None or model.norm_momentum is not None:
+        set_norm(classifier, model.norm_epsilon, model.norm_momentum)
     initialize_weights(classifier)
     return classifier

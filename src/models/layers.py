@@ -110,13 +110,20 @@ def global_pool(x):
     return ops.mean(x, (2, 3))
 
 
-def set_norm_epsilon(network, epsilon):
-    """Give every BatchNorm of `network` another epsilon; its parameters start anew under their old names."""
+def set_norm(network, epsilon=None, momentum=None):
+    """Give every BatchNorm of `network` another epsilon or momentum; its parameters start anew under their old names.
+
+    `momentum` is the share of the old moving statistics, MindSpore's convention; PyTorch's is 1 minus this.
+    """
     for _, cell in network.cells_and_names():
-        if isinstance(cell, ConvNormAct) and cell.norm.eps != epsilon:
+        if isinstance(cell, ConvNormAct):
             old = cell.norm
             names = [parameter.name for parameter in old.get_parameters()]
-            cell.norm = nn.BatchNorm2d(old.num_features, eps=epsilon, momentum=old.momentum)
+            cell.norm = nn.BatchNorm2d(
+                old.num_features,
+                eps=old.eps if epsilon is None else epsilon,
+                momentum=old.momentum if momentum is None else momentum,
+            )
             for parameter, name in zip(cell.norm.get_parameters(), names):
                 parameter.name = name
 

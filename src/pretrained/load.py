@@ -4,7 +4,7 @@ import mindspore as ms
 
 from src.engine.checkpoint import load_checkpoint
 from src.errors import UserError
-from src.models.layers import set_norm_epsilon
+from src.models.layers import set_norm
 from src.pretrained.files import read_tensors
 from src.pretrained.names import SOURCES
 
@@ -37,7 +37,7 @@ def load_pretrained(classifier, model, path):
         raise UserError(f"model.layout: {model.layout} does not fit the weights of {path}, which need {layout}")
     if model.norm_epsilon is None and epsilon is not None:
         model.norm_epsilon = epsilon
-        set_norm_epsilon(classifier, epsilon)
+        set_norm(classifier, epsilon)
     parameters = classifier.parameters_dict()
     for ours, theirs in best.pairs.items():
         if not (best.fresh_head and ours.startswith("head.")):

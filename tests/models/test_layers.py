@@ -7,7 +7,7 @@ from mindspore import nn
 
 from src.models.classifier import Preprocess
 from src.models.ghostnet import GhostModule
-from src.models.layers import ConvNormAct, SqueezeExcite, channel_shuffle, initialize_weights, make_divisible
+from src.models.layers import ConvNormAct, SqueezeExcite, channel_shuffle, initialize_weights, make_divisible, set_norm
 from src.models.shufflenet_v2 import ShuffleUnit
 
 
@@ -117,6 +117,22 @@ def test_preprocess_follows_its_formula(channels):
     pixels = Preprocess(mean, std)(ms.Tensor(images))
     assert pixels.dtype == ms.float32
     np.testing.assert_allclose(pixels.asnumpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_norms_take_another_epsilon_and_momentum():
+    cell = nn.SequentialCell(ConvNormAct(2, 3, 1, activation=None))
+    before = [parameter.name for parameter in cell.get_parameters()]
+    set_norm(cell, epsilon=0.5, momentum=0.75)
+    assert [parameter.name for parameter in cell.get_parameters()] == before
+    weight = np.random.default_rng(0).normal(size=(3, 2, 1, 1)).astype(np.float32)
+    cell[0].conv.weight.set_data(ms.Tensor(weight))
+    x = np.random.default_rng(1).normal(size=(4, 2, 3, 3)).astype(np.float32)
+    y = convolve(x, weight, 1, 1)
+    mean, variance = y.mean((0, 2, 3)), y.var((0, 2, 3))
+    out = cell.set_train(True)(ms.Tensor(x)).asnumpy()
+    expected = (y - mean[:, None, None]) / np.sqrt(variance[:, None, None] + 0.5)
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(cell[0].norm.moving_mean.asnumpy(), 0.25 * mean, rtol=1e-4, atol=1e-6)
 
 
 def test_initial_weights_have_the_said_spread():
