@@ -44,8 +44,8 @@ def main():
         kept = "all but the classifier, which has another number of classes" if fresh_head else "all"
         print(f"pretrained: {kept} from {config.model.pretrained} ({source})")
     classifier.freeze(config.model.freeze)
-    rates = learning_rates(config, len(train_batches))
-    optimizer = create_optimizer(config, classifier, rates)
+    rates = learning_rates(config, len(train_batches)).reshape(config.train.epochs, -1)
+    optimizer = create_optimizer(config, classifier)
     compiled = config.runtime.mode == "graph"
     train_step = make_train_step(classifier, optimizer, config.train.label_smoothing, compiled)
     eval_step = make_eval_step(classifier, compiled)
@@ -66,7 +66,10 @@ def main():
     for epoch in range(1, config.train.epochs + 1):
         epoch_began = time.perf_counter()
         progress.start_epoch(epoch)
-        loss, top1, clock = train_epoch(classifier, train_step, train_batches, epoch, progress, warm=epoch > 1)
+        own_rates = rates[epoch - 1]
+        loss, top1, clock = train_epoch(
+            classifier, train_step, train_batches, own_rates, epoch, progress, warm=epoch > 1
+        )
         test = evaluate(classifier, eval_step, test_batches)
         total.add(clock)
         final = {"epoch": epoch, "top1": test.top1, "top5": test.top5, "loss": test.loss}
@@ -76,7 +79,7 @@ def main():
             save_checkpoint(folder.path / f"{name}.ckpt", classifier, config, classes, epoch, best)
         row = {
             "epoch": epoch,
-            "lr": float(rates[epoch * len(train_batches) - 1]),
+            "lr": float(own_rates[-1]),
             "train_loss": loss,
             "train_top1": top1,
             "test_loss": test.loss,

@@ -1,10 +1,12 @@
 import importlib
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,6 +22,13 @@ SMALL = [
 ]
 
 
+def pytest_collection_modifyitems(items):
+    """Send all tests that need the quickstart run to one worker, so that it is trained once."""
+    for item in items:
+        if "quickstart" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("quickstart"))
+
+
 @pytest.fixture(scope="session")
 def script():
     """Run one of the project's scripts as a user would, in a working folder of the test's."""
@@ -32,22 +41,44 @@ def script():
     return run_script
 
 
-@pytest.fixture
-def mistake(monkeypatch, capfd):
-    """Run a script in this process, where it starts faster, and expect that it ends with exit code 2 and one error."""
+@pytest.fixture(autouse=True)
+def default_mode():
+    """Leave no test with the execution mode that another one chose."""
+    ms.set_context(mode=ms.PYNATIVE_MODE)
 
-    def run_here(name, *arguments, cwd):
-        module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
-        monkeypatch.chdir(cwd)
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            run(module.main)
-        printed = capfd.readouterr().err
-        assert left.value.code == 2
+
+@pytest.fixture(scope="session")
+def fresh_processes():
+    """Processes forked from one that has imported the scripts and run nothing: a script starts there in no time."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.conftest", "train", "eval", "export"])
+    return context
+
+
+@pytest.fixture
+def mistake(fresh_processes, tmp_path_factory):
+    """Run a script and expect that it ends with exit code 2 and one error, which is returned."""
+
+    def run_and_fail(name, *arguments, cwd):
+        log = tmp_path_factory.mktemp("stderr") / "log"
+        process = fresh_processes.Process(target=run_here, args=(name, [str(part) for part in arguments], cwd, log))
+        process.start()
+        process.join()
+        printed = log.read_text()
+        assert process.exitcode == 2
         assert re.fullmatch(r"error: .+\n", printed)
         return printed
 
-    return run_here
+    return run_and_fail
+
+
+def run_here(name, arguments, cwd, log):
+    """Run a script in this process, with `cwd` as its working folder and `log` as its stderr."""
+    os.chdir(cwd)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
+    sys.argv = [name, *arguments]
+    run(importlib.import_module(name.removesuffix(".py").replace("/", ".")).main)
 
 
 @pytest.fixture(scope="session")

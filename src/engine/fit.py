@@ -32,18 +32,19 @@ class Clock:
         self.waiting += other.waiting
 
 
-def train_epoch(classifier, step, loader, epoch, progress, warm):
+def train_epoch(classifier, step, loader, rates, epoch, progress, warm):
     """Train on one epoch's batches; return (mean loss, top-1, Clock).
 
-    `warm` says that the step is compiled already. A loss that is not finite is a `UserError`.
+    `rates` is the learning rate of each of the epoch's steps, float32; `warm` says that the step is compiled already. A
+    loss that is not finite is a `UserError`.
     """
     classifier.set_train(True)
     clock = Clock()
     loss_sum, correct, images_seen = 0.0, 0, 0
     asked = time.perf_counter()
-    for images, labels in loader.epoch(epoch):
+    for (images, labels), rate in zip(loader.epoch(epoch), rates):
         arrived = time.perf_counter()
-        loss, logits = step(ms.Tensor(images), ms.Tensor(labels))
+        loss, logits = step(ms.Tensor(images), ms.Tensor(labels), ms.Tensor(rate))
         loss, logits = float(loss.asnumpy()), logits.asnumpy()
         if not abs(loss) < float("inf"):
             raise UserError(

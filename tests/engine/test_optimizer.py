@@ -71,12 +71,12 @@ def test_steps_follow_momentum_sgd_with_decay_on_weights_only(nesterov, compiled
     network.dense.weight.set_data(ms.Tensor(weight.astype(np.float32)))
     network.dense.bias.set_data(ms.Tensor(bias.astype(np.float32)))
     rates = learning_rates(config, 1)
-    step = make_train_step(network, create_optimizer(config, network, rates), 0.1, compiled)
+    step = make_train_step(network, create_optimizer(config, network), 0.1, compiled)
 
     velocity = [np.zeros_like(weight), np.zeros_like(bias)]
     for rate in rates:
         x, labels = generator.normal(size=(5, 3)).astype(np.float32), generator.integers(0, 2, 5).astype(np.int32)
-        loss, logits = step(ms.Tensor(x), ms.Tensor(labels))
+        loss, logits = step(ms.Tensor(x), ms.Tensor(labels), ms.Tensor(rate))
 
         expected_logits = x @ weight.T + bias
         probabilities = np.exp(expected_logits) / np.exp(expected_logits).sum(1, keepdims=True)
@@ -105,8 +105,9 @@ def test_head_has_its_own_learning_rate():
     )
     classifier = create_model(config.model, config.data, 3)
     before = {parameter.name: parameter.asnumpy().copy() for parameter in classifier.trainable_params()}
-    optimizer = create_optimizer(config, classifier, learning_rates(config, 1))
-    optimizer(tuple(ops.ones_like(parameter) for parameter in optimizer.parameters))
+    optimizer = create_optimizer(config, classifier)
+    gradients = tuple(ops.ones_like(parameter) for parameter in optimizer.parameters)
+    optimizer(gradients, ms.Tensor(0.1, ms.float32))
     for parameter in classifier.trainable_params():
         step = before[parameter.name] - parameter.asnumpy()
         np.testing.assert_allclose(step, 0.4 if parameter.name.startswith("head.") else 0.1, rtol=1e-4)
@@ -118,11 +119,11 @@ def test_frozen_part_keeps_weights_and_statistics(part):
     classifier = create_model(config.model, config.data, 3)
     classifier.freeze(config.model.freeze)
     before = {parameter.name: parameter.asnumpy().copy() for parameter in classifier.get_parameters()}
-    optimizer = create_optimizer(config, classifier, np.float32([0.1]))
+    optimizer = create_optimizer(config, classifier)
     step = make_train_step(classifier, optimizer, 0.0, compiled=False)
     classifier.set_train(True)
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
-    step(ms.Tensor(images), ms.Tensor(np.int32([0, 1, 2, 0])))
+    step(ms.Tensor(images), ms.Tensor(np.int32([0, 1, 2, 0])), ms.Tensor(0.1, ms.float32))
     changed = {parameter.name for parameter in classifier.get_parameters()
                if (parameter.asnumpy() != before[parameter.name]).any()}  # fmt: skip
     kept = ("backbone.stem.", "backbone.blocks.0.", "backbone.blocks.1.") if part == 2 else ("backbone.",)
