@@ -17,6 +17,7 @@ from src.engine.report import (
 )
 from src.engine.step import make_eval_step
 from src.errors import ArgumentParser, UserError, run
+from src.kernels import use_kernels
 
 
 def main():
@@ -39,6 +40,7 @@ def main():
     config, classes = adapt_config(checkpoint.config, args.overrides), checkpoint.classes
     use_device(config.runtime)
     classifier = restore(checkpoint, args.checkpoint)
+    use_kernels(classifier, config.runtime)
     step = make_eval_step(classifier, compiled=config.runtime.mode == "graph")
 
     if args.images:

@@ -13,6 +13,7 @@ from src.engine.optimizer import create_optimizer, learning_rates
 from src.engine.run_folder import RunFolder
 from src.engine.step import make_eval_step, make_train_step
 from src.errors import ArgumentParser, UserError, run
+from src.kernels import use_kernels
 from src.models import create_model
 from src.models.cost import count_macs, count_params
 from src.pretrained.load import load_pretrained
@@ -44,6 +45,7 @@ def main():
         kept = "all but the classifier, which has another number of classes" if fresh_head else "all"
         print(f"pretrained: {kept} from {config.model.pretrained} ({source})")
     classifier.freeze(config.model.freeze)
+    use_kernels(classifier, config.runtime)
     rates = learning_rates(config, len(train_batches)).reshape(config.train.epochs, -1)
     optimizer = create_optimizer(config, classifier)
     compiled = config.runtime.mode == "graph"

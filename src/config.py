@@ -186,6 +186,7 @@ class ScheduleConfig(Section):
 class RuntimeConfig(Section):
     device: Literal["auto", "cpu", "gpu", "ascend"] = "auto"  # auto: Ascend, else GPU, else CPU
     mode: Literal["graph", "pynative"] = "graph"  # graph: compiled steps; pynative: op by op, for debugging
+    kernels: Literal["auto", "native", "stock"] = "auto"  # native: our own on the CPU; auto: where they can be built
 
 
 class RunConfig(Section):

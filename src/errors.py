@@ -30,11 +30,11 @@ def leave(message):
 
 
 def run(main):
-    """Call `main()` and leave the process; a `UserError` or an operating-system error becomes one line, exit code 2."""
+    """Return `main()`; a `UserError` or an operating-system error becomes one line and ends the process, exit code 2."""
     # While a compiled step runs, MindSpore turns Ctrl-C into SIGTERM.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        main()
+        return main()
     except UserError as error:
         leave(error)
     except OSError as error:

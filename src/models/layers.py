@@ -122,7 +122,7 @@ def set_norm(network, epsilon=None, momentum=None):
             cell.norm = nn.BatchNorm2d(
                 old.num_features,
                 eps=old.eps if epsilon is None else epsilon,
-                momentum=old.momentum if momentum is None else momentum,
+                momentum=1 - old.momentum if momentum is None else momentum,  # the Cell keeps the share of the new
             )
             for parameter, name in zip(cell.norm.get_parameters(), names):
                 parameter.name = name

@@ -119,10 +119,11 @@ def test_preprocess_follows_its_formula(channels):
     np.testing.assert_allclose(pixels.asnumpy(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_norms_take_another_epsilon_and_momentum():
+@pytest.mark.parametrize(("momentum", "share"), [(0.75, 0.25), (None, 0.1)])
+def test_norms_take_another_epsilon_and_momentum(momentum, share):
     cell = nn.SequentialCell(ConvNormAct(2, 3, 1, activation=None))
     before = [parameter.name for parameter in cell.get_parameters()]
-    set_norm(cell, epsilon=0.5, momentum=0.75)
+    set_norm(cell, epsilon=0.5, momentum=momentum)
     assert [parameter.name for parameter in cell.get_parameters()] == before
     weight = np.random.default_rng(0).normal(size=(3, 2, 1, 1)).astype(np.float32)
     cell[0].conv.weight.set_data(ms.Tensor(weight))
@@ -132,7 +133,7 @@ def test_norms_take_another_epsilon_and_momentum():
     out = cell.set_train(True)(ms.Tensor(x)).asnumpy()
     expected = (y - mean[:, None, None]) / np.sqrt(variance[:, None, None] + 0.5)
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(cell[0].norm.moving_mean.asnumpy(), 0.25 * mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(cell[0].norm.moving_mean.asnumpy(), share * mean, rtol=1e-4, atol=1e-6)
 
 
 def test_initial_weights_have_the_said_spread():

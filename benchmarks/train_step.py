@@ -1,0 +1,164 @@
+"""Images per second of a training step on this machine, by kernels.
+
+python benchmarks/train_step.py --model mobilenet_v2 --width 1.0 --batch 16 --size 224 --kernels native,stock
+
+Each kind of kernels works in a process of its own; the processes take turns, step by step.
+"""
+
+import json
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import mindspore as ms
+import numpy as np
+
+from src.config import make_config
+from src.engine.device import use_device
+from src.engine.files import write_json
+from src.engine.optimizer import create_optimizer
+from src.engine.step import make_eval_step, make_train_step
+from src.errors import ArgumentParser, UserError, run
+from src.kernels import use_kernels
+from src.models import create_model
+
+KERNELS = ("native", "stock")
+CLASSES = 10
+WARM_UP = 2  # steps; the first compiles
+
+
+def main():
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="mobilenet_v2", help="as model.name in a config")
+    parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--groups", type=int, help="of ShuffleNetV1")
+    parser.add_argument("--layout", help="of ShuffleNetV2: authors or equal_split")
+    parser.add_argument("--stem-stride", type=int, default=2, help="1 for small images")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--size", type=int, default=224, help="side of the images")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps of each kind (default: 10)")
+    parser.add_argument("--kernels", default="native,stock", help="which to compare, separated by commas")
+    parser.add_argument("--forward", action="store_true", help="time inference instead")
+    parser.add_argument("--json", metavar="PATH", help="write the figures there; -: as the last line of stdout")
+    args = parser.parse_args()
+
+    kinds = args.kernels.split(",")
+    for kind in kinds:
+        if kind not in KERNELS:
+            raise UserError(f"--kernels {kind}: must be of {', '.join(KERNELS)}")
+    if args.batch < 2 or args.steps < 1:
+        raise UserError("--batch must be at least 2 and --steps at least 1")
+    configs = {kind: config_of(args, kind) for kind in kinds}
+
+    figures = measure(configs, args)
+    print(f"{args.model} {args.width}x, batch {args.batch}, {args.size}x{args.size}, MindSpore {ms.__version__}")
+    for kind, row in figures["results"].items():
+        print(
+            f"{kind:8}{row['images_per_second']:8.1f} images/s{row['step_ms']:9.1f} ms a step "
+            f"(middle half {row['step_ms_low']:.1f} to {row['step_ms_high']:.1f}), peak {row['peak_rss_mib']:,.0f} MiB"
+        )
+    if "speedup" in figures:
+        print(f"{kinds[0]} : {kinds[1]} {figures['speedup']:.2f}")
+    if args.json == "-":
+        print(json.dumps(figures))
+    elif args.json:
+        write_json(args.json, figures)
+
+
+def config_of(args, kernels):
+    own = {key: getattr(args, key) for key in ("groups", "layout") if getattr(args, key) is not None}
+    return make_config(
+        {
+            "model": {"name": args.model, "width": args.width, "stem_stride": args.stem_stride, **own},
+            "data": {"image_size": args.size, "channels": 3},
+            "runtime": {"device": "cpu", "kernels": kernels},
+        },
+        source="command line",
+    )
+
+
+def measure(configs, args):
+    """Return the benchmark's figures, times as medians over the steps."""
+    context = multiprocessing.get_context("spawn")
+    workers, processes = {}, []
+    for kind, config in configs.items():
+        here, there = context.Pipe()
+        process = context.Process(target=work, args=(there, config, args.batch, args.forward), daemon=True)
+        process.start()
+        processes.append(process)
+        there.close()
+        workers[kind] = here
+        here.recv()  # one after the other: compiling disturbs nobody then
+    seconds = {kind: [] for kind in configs}
+    for _ in range(args.steps):
+        for kind, worker in workers.items():
+            worker.send("step")
+            seconds[kind].append(worker.recv())
+    results = {}
+    for kind, worker in workers.items():
+        worker.send("peak")
+        low, median, high = statistics.quantiles(seconds[kind], n=4) if args.steps > 1 else seconds[kind] * 3
+        results[kind] = {
+            "images_per_second": args.batch / median,
+            "step_ms": median * 1e3,
+            "step_ms_low": low * 1e3,
+            "step_ms_high": high * 1e3,
+            "peak_rss_mib": worker.recv(),
+        }
+    for process in processes:
+        process.join()
+    figures = {
+        "model": args.model,
+        "width": args.width,
+        "batch": args.batch,
+        "size": args.size,
+        "forward": args.forward,
+        "mindspore": ms.__version__,
+        "results": results,
+    }
+    if len(results) == 2:
+        first, second = results.values()
+        figures["speedup"] = first["images_per_second"] / second["images_per_second"]
+    return figures
+
+
+def work(pipe, config, batch, forward):
+    """Be one kind's process: a step, and its seconds, for each message."""
+    step = run(lambda: make_step(config, batch, forward))
+    for _ in range(WARM_UP):
+        step()
+    pipe.send("ready")
+    while True:
+        if pipe.recv() == "peak":
+            pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+            return
+        began = time.perf_counter()
+        step()
+        pipe.send(time.perf_counter() - began)
+
+
+def make_step(config, batch, forward):
+    """Return a function that does one step on random images and waits for its end."""
+    use_device(config.runtime)
+    classifier = create_model(config.model, config.data, CLASSES)
+    use_kernels(classifier, config.runtime)
+    generator = np.random.default_rng(0)
+    side = config.data.image_size
+    images = generator.integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
+    labels = generator.integers(0, CLASSES, batch).astype(np.int32)
+    classifier.set_train(not forward)
+    if forward:
+        infer = make_eval_step(classifier, compiled=True)
+        return lambda: infer(ms.Tensor(images)).asnumpy()
+    train = make_train_step(classifier, create_optimizer(config, classifier), 0.0, compiled=True)
+    rate = ms.Tensor(np.float32(0.01))
+    return lambda: train(ms.Tensor(images), ms.Tensor(labels), rate)[0].asnumpy()
+
+
+if __name__ == "__main__":
+    run(main)
