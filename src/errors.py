@@ -30,7 +30,7 @@ def leave(message):
 
 
 def run(main):
-    """Return `main()`; a `UserError` or an operating-system error becomes one line and ends the process, exit code 2."""
+    """Return `main()`; a `UserError` or an operating-system error becomes one line and exit code 2."""
     # While a compiled step runs, MindSpore turns Ctrl-C into SIGTERM.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -7,14 +7,16 @@ from mindspore import nn
 
 from src.errors import UserError
 from src.kernels import build, cells, operators
-from src.models.layers import ConvNormAct
+from src.models.ghostnet import GhostModule
+from src.models.layers import ChannelConcat, ChannelSplit, ConvNormAct, GlobalPool, SqueezeExcite
+from src.models.shufflenet_v1 import AddReLU, ShuffleUnit
 
 
 def use_kernels(classifier, runtime):
     """Let the native kernels do what they can of a classifier's work, as `runtime.kernels` says; weights and their
     names stay.
 
-    `auto` falls back on MindSpore's operators where there is no CPU or no compiler, the latter with a line that says so;
+    `auto` falls back on MindSpore's operators on other devices and, saying so, where the kernels cannot be built;
     `native` is a `UserError` there.
     """
     if runtime.kernels == "stock":
@@ -27,7 +29,7 @@ def use_kernels(classifier, runtime):
     try:
         library = build.build()
         build.load(library, threads=min(len(os.sched_getaffinity(0)), ms.get_context("runtime_num_threads")))
-    except build.Unavailable as reason:
+    except build.UnavailableError as reason:
         if runtime.kernels == "native":
             raise UserError(f"runtime.kernels: native kernels are not available: {reason}") from None
         print(f"without the native kernels, several times slower: {reason}", flush=True)
@@ -39,54 +41,79 @@ def use_kernels(classifier, runtime):
 
 
 def convert(cell, library):
-    """Replace what the kernels compute inside `cell`, from the outside in."""
-    children = list(cell.cells())
+    """Replace what the kernels compute inside `cell`."""
     if isinstance(cell, nn.SequentialCell):
-        for before, after in zip(children, children[1:]):
-            if is_layer(before) and is_layer(after) and is_depthwise(after.conv):
-                join(before, after, library)
-    for child in children:
-        if is_layer(child):
+        for before, after in zip(list(cell), list(cell)[1:]):
+            join(before, after, library)
+    elif isinstance(cell, ShuffleUnit):
+        if join(cell.compress, cell.depthwise, library, runs=cell.shuffle.groups if cell.shuffle else 1):
+            cell.shuffle = None
+        if cell.pool is not None:
+            cell.pool = cells.AveragePool(library, cell.concat.first)
+    for name, child in list(cell.name_cells().items()):
+        if isinstance(child, ConvNormAct):
             convert_layer(child, library)
-        else:
+            continue
+        native = replacement(child, library)
+        if native is None:
             convert(child, library)
+        elif isinstance(cell, nn.SequentialCell):
+            cell[int(name)] = native
+        else:
+            setattr(cell, name, native)
 
 
-def is_layer(cell):
-    return isinstance(cell, ConvNormAct)
+def replacement(cell, library):
+    """Return the native Cell that stands in for a whole one, or None."""
+    if isinstance(cell, GhostModule) and is_layer(cell.primary) and is_layer(cell.ghosts, depthwise=True):
+        cell.primary.conv = convolution(cell.primary.conv, library)
+        return cells.Ghost(library, cell)
+    if isinstance(cell, SqueezeExcite):
+        return cells.SqueezeExcite(library, cell)
+    if isinstance(cell, ChannelSplit):
+        return cells.Function(operators.deal(library, cell.half, cell.interleaved))
+    if isinstance(cell, ChannelConcat):
+        return cells.Function(operators.merge(library, cell.first, cell.interleaved))
+    if isinstance(cell, AddReLU):
+        return cells.Function(operators.add_relu(library))
+    if isinstance(cell, GlobalPool):
+        return cells.Function(operators.mean(library))
+    if isinstance(cell, nn.MaxPool2d):  # the stems' 3x3 at stride 2, the only one that the networks have
+        return cells.Function(operators.max_pool(library))
+    return None
 
 
-def is_depthwise(conv):
-    return (
-        isinstance(conv, nn.Conv2d)
-        and conv.group == conv.in_channels == conv.out_channels
-        and conv.kernel_size[0] in (3, 5)
-        and conv.stride[0] in (1, 2)
-    )
+def is_layer(cell, depthwise=False):
+    """Say whether the kernels can take a layer's BatchNorm and activation together, and its depthwise convolution."""
+    if not isinstance(cell, ConvNormAct) or not isinstance(cell.norm, nn.BatchNorm2d):
+        return False
+    conv, act = cell.conv, cells.activation_name(cell.act)
+    return act in operators.ACTIVATIONS and (not depthwise or conv.group == conv.in_channels == conv.out_channels > 1)
 
 
-def join(before, after, library):
-    """Let the depthwise layer `after` compute the BatchNorm and activation of the layer `before` it, too."""
-    if can_join(before) and can_join(after):
-        after.conv = cells.Depthwise(library, (before.norm, before.act), after.conv, (after.norm, after.act))
-        for layer in (before, after):
-            layer.norm, layer.act = nn.Identity(), None
+def join(before, after, library, runs=1):
+    """Let the depthwise layer `after` compute BatchNorm and activation of the layer `before` it too, where it can."""
+    if not (is_layer(before) and is_layer(after, depthwise=True)):
+        return False
+    after.conv = cells.Depthwise(library, (before.norm, before.act), after.conv, (after.norm, after.act), runs=runs)
+    for layer in (before, after):
+        layer.norm, layer.act = nn.Identity(), None
+    return True
 
 
 def convert_layer(layer, library):
-    conv = layer.conv
-    if is_depthwise(conv) and can_join(layer):
-        layer.conv = cells.Depthwise(library, None, conv, (layer.norm, layer.act))
+    if is_layer(layer, depthwise=True):
+        layer.conv = cells.Depthwise(library, None, layer.conv, (layer.norm, layer.act))
         layer.norm, layer.act = nn.Identity(), None
-    elif isinstance(conv, nn.Conv2d):
-        if conv.kernel_size == (1, 1) and conv.stride == (1, 1):
-            layer.conv = cells.Pointwise(library, conv)
-        elif conv.in_channels <= 4:
-            layer.conv = cells.Dense(library, conv)
-    if can_join(layer):
+    elif is_layer(layer):
         layer.norm, layer.act = cells.Norm(library, layer.norm, layer.act), None
+    layer.conv = convolution(layer.conv, library)
 
 
-def can_join(layer):
-    """Say whether a layer's BatchNorm and activation are ones that the kernels compute together."""
-    return isinstance(layer.norm, nn.BatchNorm2d) and cells.activation_name(layer.act) in operators.ACTIVATIONS
+def convolution(conv, library):
+    """Return the native Cell for a 1x1 convolution, or a larger one of few channels; otherwise what was given."""
+    if not isinstance(conv, nn.Conv2d) or conv.has_bias:
+        return conv
+    if conv.kernel_size == (1, 1) and conv.stride == (1, 1):
+        return cells.Pointwise(library, conv)
+    return cells.Dense(library, conv) if conv.in_channels <= 4 and conv.group == 1 else conv

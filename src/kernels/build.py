@@ -16,16 +16,16 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
 HOW = "install g++ (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++), or name a compiler in CXX"
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """The kernels cannot be built or used here; the message says why and what helps."""
 
 
 def build():
-    """Return the path of the library, compiled for this CPU unless the cache has it. Raises `Unavailable`."""
+    """Return the path of the library, compiled for this CPU unless the cache has it. Raises `UnavailableError`."""
     compiler = find_compiler()
     onednn = next((Path(ms.__file__).parent / "lib").glob("libdnnl.so.*"), None)
     if onednn is None:
-        raise Unavailable("this MindSpore has no oneDNN, whose matrix product the kernels use")
+        raise UnavailableError("this MindSpore has no oneDNN, whose matrix product the kernels use")
     command = [*compiler, *FLAGS, str(SOURCE), str(onednn)]
     version = subprocess.run([*compiler, "--version"], capture_output=True, check=False).stdout
     key = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), version, " ".join(command).encode(), cpu()])).hexdigest()
@@ -36,11 +36,11 @@ def build():
 
 
 def load(library, threads):
-    """Load the library into this process and give it its number of threads. Raises `Unavailable`."""
+    """Load the library into this process and give it its number of threads. Raises `UnavailableError`."""
     try:
         ctypes.CDLL(str(library)).set_threads(threads)
     except OSError as error:
-        raise Unavailable(f"{library} cannot be loaded: {error}") from None
+        raise UnavailableError(f"{library} cannot be loaded: {error}") from None
 
 
 def compile_library(command, library):
@@ -52,11 +52,13 @@ def compile_library(command, library):
         library.parent.mkdir(parents=True, exist_ok=True)
         done = subprocess.run([*command, "-o", str(part)], capture_output=True, text=True, check=False)
         if done.returncode:
-            problem = next((line for line in done.stderr.splitlines() if "error" in line), f"exit code {done.returncode}")
-            raise Unavailable(f"{command[0]} failed on them: {problem.strip()}; {HOW}")
+            problem = next(
+                (line for line in done.stderr.splitlines() if "error" in line), f"exit code {done.returncode}"
+            )
+            raise UnavailableError(f"{command[0]} failed on them: {problem.strip()}; {HOW}")
         part.replace(library)
     except OSError as error:
-        raise Unavailable(f"{library.parent} cannot be written: {error.strerror}") from None
+        raise UnavailableError(f"{library.parent} cannot be written: {error.strerror}") from None
     finally:
         part.unlink(missing_ok=True)
     print(f"compiled in {time.perf_counter() - began:.0f} s: {library}", flush=True)
@@ -68,7 +70,7 @@ def find_compiler():
     for command in [named] if named else [["g++"], ["clang++"], ["c++"]]:
         if shutil.which(command[0]):
             return command
-    raise Unavailable(f"there is no C++ compiler{f' {named[0]}' if named else ''}: {HOW}")
+    raise UnavailableError(f"there is no C++ compiler{f' {named[0]}' if named else ''}: {HOW}")
 
 
 def cache_folder():

@@ -2,7 +2,7 @@
 
 import mindspore as ms
 import numpy as np
-from mindspore import nn
+from mindspore import nn, ops
 
 from src.kernels import operators
 
@@ -99,3 +99,63 @@ class Depthwise(nn.Cell):
             self.after_moving_mean,
             self.after_moving_variance,
         )
+
+
+class AveragePool(nn.Cell):
+    """3x3 average pooling at stride 2, padded by 1, the zeros counted: a depthwise convolution of ninths."""
+
+    def __init__(self, library, channels):
+        super().__init__()
+        self.absent = ms.Tensor(np.zeros(1, np.float32))
+        self.weight = ms.Tensor(np.full((channels, 1, 3, 3), 1 / 9, np.float32))
+        self.operator = operators.depthwise(library, 2, None, None)
+
+    def construct(self, x):
+        none = self.absent
+        return self.operator(x, none, none, none, none, self.weight, none, none, none, none)
+
+
+class Function(nn.Cell):
+    """An operator without weights."""
+
+    def __init__(self, operator):
+        super().__init__()
+        self.operator = operator
+
+    def construct(self, *maps):
+        return self.operator(*maps)
+
+
+class Ghost(nn.Cell):
+    """A `GhostModule` that makes one ghost of each channel: its convolution, and all that follows in one operator."""
+
+    def __init__(self, library, module):
+        super().__init__()
+        primary, ghosts = module.primary, module.ghosts
+        self.conv = primary.conv
+        self.ghosts = Depthwise(library, (primary.norm, primary.act), ghosts.conv, (ghosts.norm, ghosts.act), keep=True)
+        self.out_channels = module.out_channels
+        self.surplus = module.surplus
+
+    def construct(self, x):
+        both = self.ghosts(self.conv(x))
+        return both[:, : self.out_channels] if self.surplus else both
+
+
+class SqueezeExcite(nn.Cell):
+    """Squeeze-and-excitation with its 1x1 convolutions as matrix products."""
+
+    def __init__(self, library, module):
+        super().__init__()
+        self.reduce, self.act, self.expand, self.gate = module.reduce, module.act, module.expand, module.gate
+        self.mean, self.scale = operators.mean(library), operators.scale(library)
+
+    def construct(self, x):
+        batch, channels = x.shape[:2]
+        hidden = self.act(product(ops.reshape(self.mean(x), (batch, channels)), self.reduce))
+        return self.scale(x, self.gate(ops.reshape(product(hidden, self.expand), (batch, channels, 1, 1))))
+
+
+def product(x, conv):
+    """Apply a 1x1 convolution with bias to (N, in_channels)."""
+    return ops.matmul(x, ops.reshape(conv.weight, conv.weight.shape[:2]).T) + conv.bias

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -58,7 +59,13 @@ class Pool {
     }
     wake_.notify_all();
     work();
-    while (pending_.load(std::memory_order_acquire) > 0) std::this_thread::yield();
+    for (int spin = 0; pending_.load(std::memory_order_acquire) > 0; spin++) {
+      if (spin < 2000) {
+        pause();
+      } else {
+        std::this_thread::yield();
+      }
+    }
   }
 
  private:
@@ -355,6 +362,19 @@ struct Padded {
       if (width % 2) first[width / 2] = from[width - 1];
     }
   }
+
+  // Takes the plane out of the layout again, at stride 2.
+  void take(const float *from, float *plane) const {
+    for (int64_t y = 0; y < height; y++) {
+      const float *first = from + at(y + pad, pad), *second = from + at(y + pad, pad + 1);
+      float *to = plane + y * width;
+      for (int64_t x = 0; x < width / 2; x++) {
+        to[2 * x] = first[x];
+        to[2 * x + 1] = second[x];
+      }
+      if (width % 2) to[width - 1] = first[width / 2];
+    }
+  }
 };
 
 // R output rows: out[r][x] = sum over ky, kx of w[ky][kx] * in[r * stride + ky][x * stride + kx].
@@ -407,6 +427,41 @@ void correlate(const Padded &layout, const float *in, const float *d, int64_t d_
     }
     for (int i = 0; i < kAtOnce; i++)
       for (int kx = 0; kx < K; kx++) dw[(from + i) * K + kx] += sum(sums[i][kx]);
+  }
+}
+
+// One plane of 3x3 max pooling at stride 2: out[y][x] = max over its window. The layout's borders are -infinity.
+void max_plane(const Padded &layout, const float *in, float *out, int64_t height, int64_t width) {
+  for (int64_t y = 0; y < height; y++) {
+    sweep(width, [&](int64_t x, auto count) {
+      Vec largest = load(in + layout.at(2 * y, 0) + x);
+      for (int tap = 1; tap < 9; tap++) {
+        const Vec v = load(in + layout.at(2 * y + tap / 3, tap % 3) + x);
+        largest = v > largest ? v : largest;
+      }
+      put(out + y * width + x, largest, count);
+    });
+  }
+}
+
+// Adds each output's gradient to the first largest element of its window; `to` has the layout of `in`.
+void max_plane_gradient(const Padded &layout, const float *in, const float *dy, float *to, int64_t height,
+                        int64_t width) {
+  for (int64_t y = 0; y < height; y++) {
+    sweep(width, [&](int64_t x, auto count) {
+      Vec largest = load(in + layout.at(2 * y, 0) + x);
+      for (int tap = 1; tap < 9; tap++) {
+        const Vec v = load(in + layout.at(2 * y + tap / 3, tap % 3) + x);
+        largest = v > largest ? v : largest;
+      }
+      Vec left = get(dy + y * width + x, count);
+      for (int tap = 0; tap < 9; tap++) {
+        const int64_t at = layout.at(2 * y + tap / 3, tap % 3) + x;
+        const auto chosen = load(in + at) == largest;
+        store(to + at, load(to + at) + (chosen ? left : Vec{}));
+        left = chosen ? Vec{} : left;
+      }
+    });
   }
 }
 
@@ -537,6 +592,37 @@ struct Pointwise {
     out = out_channels / groups;
   }
 };
+
+// ---------------------------------------------------------------------------------------------------------- channels
+
+// Two maps of the same size and the one of all their channels.
+struct Halves {
+  int64_t batch, first, second, size;
+  bool interleaved;
+
+  Halves(const int64_t *a, const int64_t *b, const float *settings)
+      : batch(a[0]), first(a[1]), second(b[1]), size(a[2] * a[3]), interleaved(settings[0] != 0) {}
+
+  int64_t channels() const { return first + second; }
+  // Of plane `i` of the whole: which half holds it, and where.
+  int part(int64_t i) const {
+    const int64_t c = i % channels();
+    return static_cast<int>(interleaved ? c % 2 : c >= first);
+  }
+  int64_t at(int64_t i) const {
+    const int64_t n = i / channels(), c = i % channels();
+    if (interleaved) return (n * first + c / 2) * size;
+    return (c < first ? n * first + c : n * second + c - first) * size;
+  }
+};
+
+// Tasks over the planes of a map, several at a time, for work that is small.
+void parallel_planes(const int64_t *shape, const std::function<void(int64_t)> &task) {
+  const int64_t planes = shape[0] * shape[1], block = 1 + 16384 / (shape[2] * shape[3]);
+  parallel((planes + block - 1) / block, [&](int64_t b) {
+    for (int64_t i = b * block; i < std::min(planes, (b + 1) * block); i++) task(i);
+  });
+}
 
 }  // namespace
 
@@ -773,6 +859,138 @@ int pointwise_backward(int, void **data, int *, int64_t **shapes, const char **,
     if (failed) status = failed;
   });
   return status;
+}
+
+// Input x; output y: 3x3 max pooling at stride 2, padded by 1.
+int max_pool_forward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+  const float *x = floats(data[0]);
+  float *y = output(data[1]);
+  const Padded layout(shapes[0][2], shapes[0][3], 1, 2);
+  const int64_t size = shapes[0][2] * shapes[0][3], height = shapes[1][2], width = shapes[1][3];
+  parallel(shapes[0][0] * shapes[0][1], [&](int64_t i) {
+    float *padded = scratch(0, layout.size());
+    std::fill(padded, padded + layout.size(), -std::numeric_limits<float>::infinity());
+    layout.fill(padded, x + i * size);
+    max_plane(layout, padded, y + i * height * width, height, width);
+  });
+  return 0;
+}
+
+// Inputs x, dy; output dx.
+int max_pool_backward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+  const float *x = floats(data[0]), *dy = floats(data[1]);
+  float *dx = output(data[2]);
+  const Padded layout(shapes[0][2], shapes[0][3], 1, 2);
+  const int64_t size = shapes[0][2] * shapes[0][3], height = shapes[1][2], width = shapes[1][3];
+  parallel(shapes[0][0] * shapes[0][1], [&](int64_t i) {
+    float *padded = scratch(0, layout.size()), *gradient = scratch(1, layout.size());
+    std::fill(padded, padded + layout.size(), -std::numeric_limits<float>::infinity());
+    std::fill(gradient, gradient + layout.size(), 0.0f);
+    layout.fill(padded, x + i * size);
+    max_plane_gradient(layout, padded, dy + i * height * width, gradient, height, width);
+    layout.take(gradient, dx + i * size);
+  });
+  return 0;
+}
+
+// Inputs a, b, settings (interleaved); output: the channels of both, one after the other or in turn.
+int merge_channels(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+  const Halves op(shapes[0], shapes[1], floats(data[2]));
+  const float *parts[2] = {floats(data[0]), floats(data[1])};
+  float *both = output(data[3]);
+  parallel_planes(shapes[3], [&](int64_t i) {
+    std::memcpy(both + i * op.size, parts[op.part(i)] + op.at(i), op.size * sizeof(float));
+  });
+  return 0;
+}
+
+// Inputs x, settings (interleaved); outputs a, b: what merge_channels puts together to x.
+int deal_channels(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+  const Halves op(shapes[2], shapes[3], floats(data[1]));
+  const float *both = floats(data[0]);
+  float *parts[2] = {output(data[2]), output(data[3])};
+  parallel_planes(shapes[0], [&](int64_t i) {
+    std::memcpy(parts[op.part(i)] + op.at(i), both + i * op.size, op.size * sizeof(float));
+  });
+  return 0;
+}
+
+// Inputs a, b; output y = relu(a + b).
+int add_relu_forward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+  const float *a = floats(data[0]), *b = floats(data[1]);
+  float *y = output(data[2]);
+  const int64_t size = shapes[0][2] * shapes[0][3];
+  parallel_planes(shapes[0], [&](int64_t i) {
+    sweep(size, [&](int64_t j, auto count) {
+      const int64_t at = i * size + j;
+      put(y + at, activate<kRelu>(get(a + at, count) + get(b + at, count)), count);
+    });
+  });
+  return 0;
+}
+
+// Inputs y, dy; output: the gradient of a and of b.
+int add_relu_backward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+  const float *y = floats(data[0]), *dy = floats(data[1]);
+  float *gradient = output(data[2]);
+  const int64_t size = shapes[0][2] * shapes[0][3];
+  parallel_planes(shapes[0], [&](int64_t i) {
+    sweep(size, [&](int64_t j, auto count) {
+      const int64_t at = i * size + j;
+      put(gradient + at, get(dy + at, count) * slope<kRelu>(get(y + at, count)), count);
+    });
+  });
+  return 0;
+}
+
+// Input x; output (N, C, 1, 1): the mean of each map.
+int mean_forward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+  const float *x = floats(data[0]);
+  float *y = output(data[1]);
+  const int64_t size = shapes[0][2] * shapes[0][3];
+  parallel_planes(shapes[0], [&](int64_t i) {
+    Vec total{};
+    sweep(size, [&](int64_t j, auto count) { total += get(x + i * size + j, count); });
+    y[i] = static_cast<float>(sum(total) / size);
+  });
+  return 0;
+}
+
+// Inputs x (for its shape), dy; output dx.
+int mean_backward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+  const float *dy = floats(data[1]);
+  float *dx = output(data[2]);
+  const int64_t size = shapes[0][2] * shapes[0][3];
+  parallel_planes(shapes[0], [&](int64_t i) { std::fill(dx + i * size, dx + (i + 1) * size, dy[i] / size); });
+  return 0;
+}
+
+// Inputs x, factors (N, C, 1, 1); output: each map times its factor.
+int scale_forward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+  const float *x = floats(data[0]), *factors = floats(data[1]);
+  float *y = output(data[2]);
+  const int64_t size = shapes[0][2] * shapes[0][3];
+  parallel_planes(shapes[0], [&](int64_t i) {
+    sweep(size, [&](int64_t j, auto count) { put(y + i * size + j, get(x + i * size + j, count) * factors[i], count); });
+  });
+  return 0;
+}
+
+// Inputs x, dy, factors; outputs dx, dfactors.
+int scale_backward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+  const float *x = floats(data[0]), *dy = floats(data[1]), *factors = floats(data[2]);
+  float *dx = output(data[3]), *dfactors = output(data[4]);
+  const int64_t size = shapes[0][2] * shapes[0][3];
+  parallel_planes(shapes[0], [&](int64_t i) {
+    Vec total{};
+    sweep(size, [&](int64_t j, auto count) {
+      const Vec gradient = get(dy + i * size + j, count);
+      total += gradient * get(x + i * size + j, count);
+      put(dx + i * size + j, gradient * factors[i], count);
+    });
+    dfactors[i] = static_cast<float>(sum(total));
+  });
+  return 0;
 }
 
 // Inputs x, weight, settings (stride, padding); output y.

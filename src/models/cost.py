@@ -14,13 +14,30 @@ from mindspore import nn
 
 from src.models import ghostnet, mnasnet, mobilenet_v1, mobilenet_v2, mobilenet_v3, shufflenet_v1, shufflenet_v2
 from src.models.classifier import Preprocess
-from src.models.layers import InvertedResidual, SqueezeExcite
+from src.models.layers import (
+    ChannelConcat,
+    ChannelShuffle,
+    ChannelSplit,
+    GlobalPool,
+    InvertedResidual,
+    SqueezeExcite,
+)
 
 BYTES = 4  # of a float32
 KINDS = ("convolution", "depthwise", "dense", "batch_norm", "pooling", "element-wise")
 CONVOLUTIONS = ("convolution", "depthwise")
 POOLS = (nn.MaxPool2d, nn.AvgPool2d)
-SKIPPED = (Preprocess, nn.Dropout, nn.Identity)
+# Not layers of their own: what the last five do is in FUNCTIONS.
+SKIPPED = (
+    Preprocess,
+    nn.Dropout,
+    nn.Identity,
+    ChannelShuffle,
+    ChannelSplit,
+    ChannelConcat,
+    GlobalPool,
+    shufflenet_v1.AddReLU,
+)
 
 
 @dataclass
@@ -72,7 +89,7 @@ def ghost_bottleneck(cell, x, y, outputs):
 
 
 def shuffle_unit_v1(cell, x, y, outputs):
-    if cell.groups > 1:
+    if cell.shuffle is not None:
         branch = outputs[cell.compress]
         yield "Shuffle", "element-wise", branch, branch, size(branch, branch)
     if cell.pool is None:
@@ -85,8 +102,8 @@ def shuffle_unit_v1(cell, x, y, outputs):
 def shuffle_unit_v2(cell, x, y, outputs):
     moves = ["Concat"]
     if cell.shortcut is None:
-        moves = ["Split", "Concat"] if cell.equal_split else ["Shuffle", "Split", "Concat"]
-    for move in [*moves, "Shuffle"] if cell.equal_split else moves:
+        moves = ["Split", "Concat"] if cell.concat.interleaved else ["Shuffle", "Split", "Concat"]
+    for move in [*moves, "Shuffle"] if cell.concat.interleaved else moves:
         yield move, "element-wise", y, y, size(y, y)
 
 

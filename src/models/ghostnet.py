@@ -4,7 +4,7 @@ import math
 
 from mindspore import nn, ops
 
-from src.models.layers import ConvNormAct, SqueezeExcite, make_divisible
+from src.models.layers import ChannelConcat, ConvNormAct, GlobalPool, SqueezeExcite, make_divisible
 
 
 class GhostModule(nn.Cell):
@@ -22,12 +22,13 @@ class GhostModule(nn.Cell):
         ghosts = primary * (ratio - 1)
         self.primary = ConvNormAct(in_channels, primary, kernel_size, stride, activation=activation)
         self.ghosts = ConvNormAct(primary, ghosts, ghost_kernel_size, groups=primary, activation=activation)
+        self.concat = ChannelConcat(primary)
         self.out_channels = out_channels
         self.surplus = primary + ghosts > out_channels
 
     def construct(self, x):
         primary = self.primary(x)
-        both = ops.concat((primary, self.ghosts(primary)), 1)
+        both = self.concat(primary, self.ghosts(primary))
         return both[:, : self.out_channels] if self.surplus else both
 
 
@@ -95,9 +96,10 @@ class GhostNet(nn.Cell):
             channels = out_channels
         self.blocks = nn.SequentialCell(blocks)
         self.last = ConvNormAct(channels, make_divisible(960 * width, 4), 1)
+        self.global_pool = GlobalPool()
         # On the pooled 1x1 map and without BatchNorm, as in table 1.
         self.widen = nn.Conv2d(make_divisible(960 * width, 4), self.out_features, 1, has_bias=True)
 
     def construct(self, x):
-        pooled = ops.mean(self.last(self.blocks(self.stem(x))), (2, 3), True)
+        pooled = self.global_pool(self.last(self.blocks(self.stem(x))))
         return ops.flatten(ops.relu(self.widen(pooled)))

@@ -55,14 +55,14 @@ class SqueezeExcite(nn.Cell):
 
     def __init__(self, channels, reduced, gate=nn.HSigmoid):
         super().__init__()
+        self.pool = GlobalPool()
         self.reduce = nn.Conv2d(channels, reduced, 1, has_bias=True)
         self.act = nn.ReLU()
         self.expand = nn.Conv2d(reduced, channels, 1, has_bias=True)
         self.gate = gate()
 
     def construct(self, x):
-        means = ops.mean(x, (2, 3), True)
-        return x * self.gate(self.expand(self.act(self.reduce(means))))
+        return x * self.gate(self.expand(self.act(self.reduce(self.pool(x)))))
 
 
 class InvertedResidual(nn.Cell):
@@ -98,16 +98,51 @@ class InvertedResidual(nn.Cell):
         return x + self.layers(x) if self.residual else self.layers(x)
 
 
-def channel_shuffle(x, groups):
+class ChannelShuffle(nn.Cell):
     """Take the channels of (N, C, H, W) from `groups` equal runs in turn, one of each (ShuffleNetV1, figure 1c)."""
-    batch, channels, height, width = x.shape
-    x = ops.reshape(x, (batch, groups, channels // groups, height, width))
-    return ops.reshape(ops.transpose(x, (0, 2, 1, 3, 4)), (batch, channels, height, width))
+
+    def __init__(self, groups):
+        super().__init__()
+        self.groups = groups
+
+    def construct(self, x):
+        batch, channels, height, width = x.shape
+        x = ops.reshape(x, (batch, self.groups, channels // self.groups, height, width))
+        return ops.reshape(ops.transpose(x, (0, 2, 1, 3, 4)), (batch, channels, height, width))
 
 
-def global_pool(x):
-    """Average a map over its area: (N, C, H, W) to (N, C)."""
-    return ops.mean(x, (2, 3))
+class ChannelSplit(nn.Cell):
+    """Two halves of `channels` channels: the first and the second, or the even and the odd ones."""
+
+    def __init__(self, channels, interleaved):
+        super().__init__()
+        self.half = channels // 2
+        self.interleaved = interleaved
+        self.shuffle = ChannelShuffle(self.half) if interleaved else None
+
+    def construct(self, x):
+        return ops.split(x if self.shuffle is None else self.shuffle(x), self.half, 1)
+
+
+class ChannelConcat(nn.Cell):
+    """The channels of two maps, one map after the other or, of equally many, in turn; the first map has `first`."""
+
+    def __init__(self, first, interleaved=False):
+        super().__init__()
+        self.first = first
+        self.interleaved = interleaved
+        self.shuffle = ChannelShuffle(2) if interleaved else None
+
+    def construct(self, a, b):
+        both = ops.concat((a, b), 1)
+        return both if self.shuffle is None else self.shuffle(both)
+
+
+class GlobalPool(nn.Cell):
+    """Average a map over its area: (N, C, H, W) to (N, C, 1, 1)."""
+
+    def construct(self, x):
+        return ops.mean(x, (2, 3), True)
 
 
 def set_norm(network, epsilon=None, momentum=None):

@@ -1,8 +1,8 @@
 """MnasNet-B1, without SE: https://arxiv.org/abs/1807.11626, section 5 and figure 7 (there with SE: A1)."""
 
-from mindspore import nn
+from mindspore import nn, ops
 
-from src.models.layers import ConvNormAct, InvertedResidual, global_pool, make_divisible
+from src.models.layers import ConvNormAct, GlobalPool, InvertedResidual, make_divisible
 
 
 class MnasNet(nn.Cell):
@@ -34,6 +34,7 @@ class MnasNet(nn.Cell):
                 channels = out_channels
         self.blocks = nn.SequentialCell(blocks)
         self.last = ConvNormAct(channels, self.out_features, 1)
+        self.global_pool = GlobalPool()
 
     def construct(self, x):
-        return global_pool(self.last(self.blocks(self.stem(x))))
+        return ops.flatten(self.global_pool(self.last(self.blocks(self.stem(x)))))

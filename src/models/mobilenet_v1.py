@@ -1,8 +1,8 @@
 """MobileNetV1: https://arxiv.org/abs/1704.04861, section 3 and table 1."""
 
-from mindspore import nn
+from mindspore import nn, ops
 
-from src.models.layers import ConvNormAct, global_pool
+from src.models.layers import ConvNormAct, GlobalPool
 
 
 class MobileNetV1(nn.Cell):
@@ -33,6 +33,7 @@ class MobileNetV1(nn.Cell):
             channels = out_channels
         self.layers = nn.SequentialCell(layers)
         self.out_features = channels
+        self.global_pool = GlobalPool()
 
     def construct(self, x):
-        return global_pool(self.layers(self.stem(x)))
+        return ops.flatten(self.global_pool(self.layers(self.stem(x))))

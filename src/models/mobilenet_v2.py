@@ -1,8 +1,8 @@
 """MobileNetV2: https://arxiv.org/abs/1801.04381, section 4 and table 2."""
 
-from mindspore import nn
+from mindspore import nn, ops
 
-from src.models.layers import ConvNormAct, InvertedResidual, global_pool, make_divisible
+from src.models.layers import ConvNormAct, GlobalPool, InvertedResidual, make_divisible
 
 
 class MobileNetV2(nn.Cell):
@@ -34,6 +34,7 @@ class MobileNetV2(nn.Cell):
         # The last layer keeps its width below 1.0x (section 5.1 of the paper).
         self.out_features = make_divisible(1280 * max(1.0, width))
         self.last = ConvNormAct(channels, self.out_features, 1, activation=nn.ReLU6)
+        self.global_pool = GlobalPool()
 
     def construct(self, x):
-        return global_pool(self.last(self.blocks(self.stem(x))))
+        return ops.flatten(self.global_pool(self.last(self.blocks(self.stem(x)))))

@@ -2,9 +2,9 @@
 
 from functools import partial
 
-from mindspore import nn
+from mindspore import nn, ops
 
-from src.models.layers import ConvNormAct, InvertedResidual, global_pool, make_divisible
+from src.models.layers import ConvNormAct, GlobalPool, InvertedResidual, make_divisible
 
 # As the authors train it: TensorFlow's decay 0.99 and epsilon 0.001.
 NORM = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.99)
@@ -35,9 +35,10 @@ class MobileNetV3(nn.Cell):
         self.widen = nn.Dense(6 * channels, out_features)
         self.act = nn.HSwish()
         self.out_features = out_features
+        self.global_pool = GlobalPool()
 
     def construct(self, x):
-        return self.act(self.widen(global_pool(self.last(self.blocks(self.stem(x))))))
+        return self.act(self.widen(ops.flatten(self.global_pool(self.last(self.blocks(self.stem(x)))))))
 
 
 class MobileNetV3Large(MobileNetV3):

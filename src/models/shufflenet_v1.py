@@ -4,7 +4,14 @@ import math
 
 from mindspore import nn, ops
 
-from src.models.layers import ConvNormAct, channel_shuffle, global_pool
+from src.models.layers import ChannelConcat, ChannelShuffle, ConvNormAct, GlobalPool
+
+
+class AddReLU(nn.Cell):
+    """ReLU of the sum of two maps of one shape."""
+
+    def construct(self, a, b):
+        return ops.relu(a + b)
 
 
 class ShuffleUnit(nn.Cell):
@@ -15,21 +22,23 @@ class ShuffleUnit(nn.Cell):
         # out / 4 as in the paper; rounded up where the groups would not divide it (0.5x and 1.5x with groups 2, 4).
         bottleneck = math.ceil(out_channels / 4 / groups) * groups
         branch_out = out_channels - in_channels if stride == 2 else out_channels
-        self.groups = groups
         self.compress = ConvNormAct(in_channels, bottleneck, 1, groups=first_groups)
+        # From runs of `groups` channels, as in the authors' code; the paper's text has it the other way.
+        self.shuffle = ChannelShuffle(bottleneck // groups) if groups > 1 else None
         self.depthwise = ConvNormAct(bottleneck, bottleneck, 3, stride, groups=bottleneck, activation=None)
         self.expand = ConvNormAct(bottleneck, branch_out, 1, groups=groups, activation=None)
         self.pool = nn.AvgPool2d(3, 2, pad_mode="pad", padding=1) if stride == 2 else None
+        self.concat = ChannelConcat(in_channels) if stride == 2 else None
+        self.add = AddReLU() if stride == 1 else None
 
     def construct(self, x):
         branch = self.compress(x)
-        if self.groups > 1:
-            # From runs of `groups` channels, as in the authors' code; the paper's text has it the other way.
-            branch = channel_shuffle(branch, branch.shape[1] // self.groups)
+        if self.shuffle is not None:
+            branch = self.shuffle(branch)
         branch = self.expand(self.depthwise(branch))
         if self.pool is None:
-            return ops.relu(x + branch)
-        return ops.relu(ops.concat((self.pool(x), branch), 1))
+            return self.add(x, branch)
+        return ops.relu(self.concat(self.pool(x), branch))
 
 
 class ShuffleNetV1(nn.Cell):
@@ -55,9 +64,10 @@ class ShuffleNetV1(nn.Cell):
                 channels = out_channels
         self.units = nn.SequentialCell(units)
         self.out_features = channels
+        self.global_pool = GlobalPool()
 
     def construct(self, x):
         x = self.stem(x)
         if self.pool is not None:
             x = self.pool(x)
-        return global_pool(self.units(x))
+        return ops.flatten(self.global_pool(self.units(x)))

@@ -2,7 +2,7 @@
 
 from mindspore import nn, ops
 
-from src.models.layers import ConvNormAct, channel_shuffle, global_pool
+from src.models.layers import ChannelConcat, ChannelSplit, ConvNormAct, GlobalPool
 
 
 class ShuffleUnit(nn.Cell):
@@ -17,29 +17,27 @@ class ShuffleUnit(nn.Cell):
         branch_in = in_channels if stride == 2 else in_channels // 2
         bottleneck = out_channels // 2
         shortcut_out = bottleneck if equal_split else branch_in
-        self.equal_split = equal_split
         self.branch = nn.SequentialCell(
             ConvNormAct(branch_in, bottleneck, 1),
             ConvNormAct(bottleneck, bottleneck, 3, stride, groups=bottleneck, activation=None),
             ConvNormAct(bottleneck, out_channels - shortcut_out, 1),
         )
-        self.shortcut = None
+        self.shortcut = self.split = None
         if stride == 2:
             self.shortcut = nn.SequentialCell(
                 ConvNormAct(branch_in, branch_in, 3, stride, groups=branch_in, activation=None),
                 ConvNormAct(branch_in, shortcut_out, 1),
             )
+        else:
+            # Even channels first, odd ones after: the shuffle and the channel split of the paper in one.
+            self.split = ChannelSplit(in_channels, interleaved=not equal_split)
+        self.concat = ChannelConcat(shortcut_out, interleaved=equal_split)
 
     def construct(self, x):
         if self.shortcut is not None:
-            both = ops.concat((self.shortcut(x), self.branch(x)), 1)
-        else:
-            half = x.shape[1] // 2
-            # Even channels first, odd ones after: the shuffle and the channel split of the paper in one.
-            ordered = x if self.equal_split else channel_shuffle(x, half)
-            kept, convolved = ops.split(ordered, half, 1)
-            both = ops.concat((kept, self.branch(convolved)), 1)
-        return channel_shuffle(both, 2) if self.equal_split else both
+            return self.concat(self.shortcut(x), self.branch(x))
+        kept, convolved = self.split(x)
+        return self.concat(kept, self.branch(convolved))
 
 
 class ShuffleNetV2(nn.Cell):
@@ -68,9 +66,10 @@ class ShuffleNetV2(nn.Cell):
                 channels = out_channels
         self.units = nn.SequentialCell(units)
         self.last = ConvNormAct(channels, self.out_features, 1)
+        self.global_pool = GlobalPool()
 
     def construct(self, x):
         x = self.stem(x)
         if self.pool is not None:
             x = self.pool(x)
-        return global_pool(self.last(self.units(x)))
+        return ops.flatten(self.global_pool(self.last(self.units(x))))

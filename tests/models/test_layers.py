@@ -7,7 +7,7 @@ from mindspore import nn
 
 from src.models.classifier import Preprocess
 from src.models.ghostnet import GhostModule
-from src.models.layers import ConvNormAct, SqueezeExcite, channel_shuffle, initialize_weights, make_divisible, set_norm
+from src.models.layers import ChannelShuffle, ConvNormAct, SqueezeExcite, initialize_weights, make_divisible, set_norm
 from src.models.shufflenet_v2 import ShuffleUnit
 
 
@@ -53,7 +53,7 @@ def test_make_divisible(channels, expected):
 def test_channel_shuffle_deals_channels_out():
     channels, groups = 12, 3
     x = np.arange(channels, dtype=np.float32).reshape(1, channels, 1, 1)
-    shuffled = channel_shuffle(ms.Tensor(x), groups).asnumpy().ravel()
+    shuffled = ChannelShuffle(groups)(ms.Tensor(x)).asnumpy().ravel()
     expected = [group * (channels // groups) + i for i in range(channels // groups) for group in range(groups)]
     assert shuffled.tolist() == expected
 
