@@ -51,8 +51,8 @@ def main():
     for kind in kinds:
         if kind not in KERNELS:
             raise UserError(f"--kernels {kind}: must be of {', '.join(KERNELS)}")
-    if args.batch < 2 or args.steps < 1:
-        raise UserError("--batch must be at least 2 and --steps at least 1")
+    if args.batch < 1 + (not args.forward) or args.steps < 1:
+        raise UserError("--batch must be at least 2, with --forward 1, and --steps at least 1")
     configs = {kind: config_of(args, kind) for kind in kinds}
 
     figures = measure(configs, args)

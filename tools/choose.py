@@ -21,6 +21,7 @@ from src.engine.device import use_device  # noqa: E402
 from src.engine.files import make_parent, write_json  # noqa: E402
 from src.engine.latency import median_ms, warm_up  # noqa: E402
 from src.errors import ArgumentParser, UserError, did_you_mean, run  # noqa: E402
+from src.kernels import use_kernels  # noqa: E402
 from src.models import NETWORKS, create_model  # noqa: E402
 from src.models.cost import count_macs  # noqa: E402
 from src.models.zoo import read_zoo  # noqa: E402
@@ -112,6 +113,7 @@ def measure(variants, limits, args, end):
             continue
         config = config_of(row, args)
         classifier = create_model(config.model, config.data, 1000)
+        use_kernels(classifier, config.runtime)
         warm_up(classifier, image)
         measured.append(row)
         networks.append(classifier)

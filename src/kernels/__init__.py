@@ -57,7 +57,7 @@ def convert(cell, library):
         native = replacement(child, library)
         if native is None:
             convert(child, library)
-        elif isinstance(cell, nn.SequentialCell):
+        elif isinstance(cell, (nn.SequentialCell, nn.CellList)):
             cell[int(name)] = native
         else:
             setattr(cell, name, native)
@@ -66,7 +66,7 @@ def convert(cell, library):
 def replacement(cell, library):
     """Return the native Cell that stands in for a whole one, or None."""
     if isinstance(cell, GhostModule) and is_layer(cell.primary) and is_layer(cell.ghosts, depthwise=True):
-        cell.primary.conv = convolution(cell.primary.conv, library)
+        convert_convolution(cell.primary, library)
         return cells.Ghost(library, cell)
     if isinstance(cell, SqueezeExcite):
         return cells.SqueezeExcite(library, cell)
@@ -78,7 +78,11 @@ def replacement(cell, library):
         return cells.Function(operators.add_relu(library))
     if isinstance(cell, GlobalPool):
         return cells.Function(operators.mean(library))
-    if isinstance(cell, nn.MaxPool2d):  # the stems' 3x3 at stride 2, the only one that the networks have
+    if isinstance(cell, nn.Conv2d):
+        return convolution(cell, library)
+    if (
+        isinstance(cell, nn.MaxPool2d) and cell.kernel_size == 3
+    ):  # the stems' 3x3 at stride 2, the only one that the networks have
         return cells.Function(operators.max_pool(library))
     return None
 
@@ -87,8 +91,25 @@ def is_layer(cell, depthwise=False):
     """Say whether the kernels can take a layer's BatchNorm and activation together, and its depthwise convolution."""
     if not isinstance(cell, ConvNormAct) or not isinstance(cell.norm, nn.BatchNorm2d):
         return False
-    conv, act = cell.conv, cells.activation_name(cell.act)
-    return act in operators.ACTIVATIONS and (not depthwise or conv.group == conv.in_channels == conv.out_channels > 1)
+    known = cells.activation_name(cell.act) in operators.ACTIVATIONS
+    return known and (not depthwise or is_depthwise(cell.conv))
+
+
+def is_depthwise(conv):
+    return conv.group == conv.in_channels == conv.out_channels > 1 and is_plain(conv) and conv.kernel_size[0] in (3, 5)
+
+
+def is_plain(conv):
+    """Say whether a convolution is like this project's: no bias, no dilation, padded to keep the size at stride 1."""
+    padding = conv.padding if isinstance(conv.padding, tuple) else (conv.padding,)
+    return (
+        not conv.has_bias
+        and conv.dilation == (1, 1)
+        and conv.kernel_size[0] == conv.kernel_size[1]
+        and conv.stride in ((1, 1), (2, 2))
+        and (conv.kernel_size == (1, 1) or conv.pad_mode == "pad")
+        and set(padding) == {conv.kernel_size[0] // 2}
+    )
 
 
 def join(before, after, library, runs=1):
@@ -102,18 +123,28 @@ def join(before, after, library, runs=1):
 
 
 def convert_layer(layer, library):
+    """Replace a `ConvNormAct`'s parts."""
     if is_layer(layer, depthwise=True):
         layer.conv = cells.Depthwise(library, None, layer.conv, (layer.norm, layer.act))
         layer.norm, layer.act = nn.Identity(), None
-    elif is_layer(layer):
+        return
+    if is_layer(layer):
         layer.norm, layer.act = cells.Norm(library, layer.norm, layer.act), None
-    layer.conv = convolution(layer.conv, library)
+    convert_convolution(layer, library)
+
+
+def convert_convolution(layer, library):
+    native = convolution(layer.conv, library) if isinstance(layer.conv, nn.Conv2d) else None
+    if native is not None:
+        layer.conv = native
 
 
 def convolution(conv, library):
-    """Return the native Cell for a 1x1 convolution, or a larger one of few channels; otherwise what was given."""
-    if not isinstance(conv, nn.Conv2d) or conv.has_bias:
-        return conv
+    """Return the native Cell for a convolution, or None."""
+    if not is_plain(conv):
+        return None
+    if is_depthwise(conv):
+        return cells.Depthwise(library, None, conv, None)
     if conv.kernel_size == (1, 1) and conv.stride == (1, 1):
         return cells.Pointwise(library, conv)
-    return cells.Dense(library, conv) if conv.in_channels <= 4 and conv.group == 1 else conv
+    return cells.Dense(library, conv) if conv.in_channels <= 4 and conv.group == 1 else None

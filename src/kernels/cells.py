@@ -56,7 +56,7 @@ class Dense(nn.Cell):
     def __init__(self, library, conv):
         super().__init__()
         self.weight = conv.weight
-        self.operator = operators.dense(library, conv.stride[0], conv.padding)
+        self.operator = operators.dense(library, conv.stride[0], conv.kernel_size[0] // 2)
 
     def construct(self, x):
         return self.operator(x, self.weight)

@@ -821,11 +821,16 @@ int pointwise_forward(int, void **data, int *, int64_t **shapes, const char **, 
   const float *x = floats(data[0]), *weight = floats(data[1]);
   float *y = output(data[2]);
   std::atomic<int> status{0};
-  parallel(op.batch * op.groups, [&](int64_t i) {
-    const int64_t n = i / op.groups, g = i % op.groups;
-    const int failed = dnnl_sgemm('N', 'N', op.out, op.size, op.in, 1, weight + g * op.out * op.in, op.in,
-                                  x + (n * op.in_channels + g * op.in) * op.size, op.size, 0,
-                                  y + (n * op.out_channels + g * op.out) * op.size, op.size);
+  // Of few images, parts of their area are tasks of their own.
+  const int64_t images = op.batch * op.groups, parts = images < 8 ? std::min<int64_t>(8, (op.size + 63) / 64) : 1;
+  const int64_t part = round_up((op.size + parts - 1) / parts, 16);
+  parallel(images * parts, [&](int64_t i) {
+    const int64_t n = i / parts / op.groups, g = i / parts % op.groups, from = i % parts * part;
+    const int64_t columns = std::min(part, op.size - from);
+    if (columns <= 0) return;
+    const int failed = dnnl_sgemm('N', 'N', op.out, columns, op.in, 1, weight + g * op.out * op.in, op.in,
+                                  x + (n * op.in_channels + g * op.in) * op.size + from, op.size, 0,
+                                  y + (n * op.out_channels + g * op.out) * op.size + from, op.size);
     if (failed) status = failed;
   });
   return status;
