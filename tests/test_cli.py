@@ -43,12 +43,11 @@ def test_training_leaves_a_complete_run_folder_and_nothing_else(quickstart):
     assert Image.open(folder / "curves.png").size[0] > 500
 
 
-@pytest.mark.parametrize("mode", ["graph", "pynative"])
-def test_evaluation_gives_the_number_of_the_summary(quickstart, script, tmp_path, mode):
+@pytest.mark.parametrize(("mode", "kernels"), [("graph", "stock"), ("pynative", "native")])
+def test_evaluation_gives_the_number_of_the_summary(quickstart, script, tmp_path, mode, kernels):
     _, folder, _ = quickstart
-    done = script(
-        "eval.py", "--checkpoint", folder / "best.ckpt", "--json", "out/e.json", f"runtime.mode={mode}", cwd=tmp_path
-    )
+    runtime = [f"runtime.mode={mode}", f"runtime.kernels={kernels}"]
+    done = script("eval.py", "--checkpoint", folder / "best.ckpt", "--json", "out/e.json", *runtime, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     result = json.loads((tmp_path / "out" / "e.json").read_text())
     best = json.loads((folder / "summary.json").read_text())["best"]

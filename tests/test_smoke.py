@@ -11,12 +11,15 @@ from tests.conftest import ROOT, SMALL
 @pytest.mark.parametrize("mode", ["graph", "pynative"])
 def test_train_evaluate_export(script, tmp_path, mode):
     config = ROOT / "configs" / "quickstart.yaml"
-    done = script("train.py", "--config", config, "run.dir=run", f"runtime.mode={mode}", *SMALL, cwd=tmp_path)
+    # Op by op, a step takes ten times as long.
+    epochs = {"graph": 3, "pynative": 1}[mode]
+    run = ["run.dir=run", f"runtime.mode={mode}", *SMALL, f"train.epochs={epochs}"]
+    done = script("train.py", "--config", config, *run, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     done = script("eval.py", "--checkpoint", "run/best.ckpt", "--json", "e.json", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     best = json.loads((tmp_path / "run" / "summary.json").read_text())["best"]
-    assert best["top1"] > 0.7
+    assert best["top1"] > {"graph": 0.7, "pynative": 0.2}[mode]
     assert json.loads((tmp_path / "e.json").read_text())["top1"] == best["top1"]
     done = script("export.py", "--checkpoint", "run/best.ckpt", "--output", "net.mindir", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")

@@ -6,6 +6,9 @@ import pytest
 from mindspore import nn
 
 from src.config import make_config
+from src.engine.optimizer import create_optimizer
+from src.engine.step import make_train_step
+from src.kernels import build as build_module
 from src.kernels import use_kernels
 from src.models import NETWORKS, create_model
 
@@ -15,6 +18,8 @@ CASES = [
     ("shufflenet_v1", {"groups": 1}),
     ("mobilenet_v2", {"stem_stride": 1}),
     ("shufflenet_v2", {"stem_stride": 1}),
+    ("mindcv/mobilenet_v1_025", {}),
+    ("mindcv/ghostnet_050", {}),
 ]
 
 
@@ -23,7 +28,9 @@ def build(name, settings, kernels):
 
     Norms put out positive values: no activation stands near a kink, where rounding alone would change a gradient.
     """
-    own = {"name": name, "width": min(NETWORKS[name].variants), **settings}
+    own = {"name": name, **settings}
+    if name in NETWORKS:
+        own["width"] = min(NETWORKS[name].variants)
     config = make_config({"model": own, "data": {"image_size": 96}, "runtime": {"kernels": kernels}})
     network = create_model(config.model, config.data, 7)
     generator = np.random.default_rng(0)
@@ -68,3 +75,20 @@ def test_loss_gradients_statistics_and_logits_agree(name, settings):
         # Some gradients are zero but for rounding, as that of a shift or a factor which the next BatchNorm undoes.
         tolerance = max(1e-4 * np.abs(expected).max(), 1e-6 * largest)
         np.testing.assert_allclose(native[key], expected, rtol=0, atol=tolerance, err_msg=key)
+
+
+@pytest.mark.parametrize("name", ["shufflenet_v2", "ghostnet"])
+def test_steps_are_bit_identical_on_any_number_of_threads(name):
+    images = ms.Tensor(np.random.default_rng(1).integers(0, 256, (9, 48, 48, 3), dtype=np.uint8))
+    labels = ms.Tensor(np.arange(9, dtype=np.int32) % 7)
+    results = []
+    for threads in (1, 2, 2, 3):
+        network = build(name, {}, "native").set_train(True)
+        build_module.load(build_module.build(), threads)
+        config = make_config({})
+        step = make_train_step(network, create_optimizer(config, network), 0.1, compiled=False)
+        for _ in range(3):
+            step(images, labels, ms.Tensor(0.1, ms.float32))
+        results.append({parameter.name: parameter.asnumpy() for parameter in network.get_parameters()})
+    for other in results[1:]:
+        assert all((other[key] == value).all() for key, value in results[0].items())
