@@ -80,11 +80,15 @@ def replacement(cell, library):
         return cells.Function(operators.mean(library))
     if isinstance(cell, nn.Conv2d):
         return convolution(cell, library)
-    if (
-        isinstance(cell, nn.MaxPool2d) and cell.kernel_size == 3
-    ):  # the stems' 3x3 at stride 2, the only one that the networks have
+    if isinstance(cell, nn.MaxPool2d) and is_halving(cell):
         return cells.Function(operators.max_pool(library))
     return None
+
+
+def is_halving(pool):
+    """Say whether a max pooling is 3x3 at stride 2 and padded by 1 on every side, as in the stems."""
+    padding = pool.padding if pool.use_pad else (0,)  # of use_pad's three numbers the first is the depth's
+    return (pool.kernel_size, pool.stride, padding[-2:]) == (3, 2, (1, 1))
 
 
 def is_layer(cell, depthwise=False):

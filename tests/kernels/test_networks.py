@@ -19,7 +19,7 @@ CASES = [
     ("mobilenet_v2", {"stem_stride": 1}),
     ("shufflenet_v2", {"stem_stride": 1}),
     ("mindcv/mobilenet_v1_025", {}),
-    ("mindcv/ghostnet_050", {}),
+    ("mindcv/shufflenet_v1_g3_05", {}),
 ]
 
 
