@@ -24,6 +24,7 @@ FREE_KEYS = (
     "train.batch_size",
     "runtime.device",
     "runtime.mode",
+    "runtime.kernels",
 )
 ENTRY = "pocketspore"  # the string beside the weights, JSON
 FORMAT = 1
