@@ -32,6 +32,9 @@ def main():
         raise UserError(f"--output {args.output}: must end with .{args.format}")
     if args.verify < 1:
         raise UserError(f"--verify {args.verify}: must be at least 1 image")
+    for override in args.overrides:
+        if override.startswith("runtime.kernels="):
+            raise UserError(f"{override}: an export always has MindSpore's own operators, leave it out")
 
     checkpoint = load_checkpoint(args.checkpoint)
     config = adapt_config(checkpoint.config, args.overrides)

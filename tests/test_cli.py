@@ -207,6 +207,7 @@ def test_bad_checkpoints_are_one_line(quickstart, mistake, tmp_path):
         ("eval.py", ["model.width=1.0"], "model.width=1.0: cannot be changed for a checkpoint"),
         ("export.py", ["--output", "net.onnx"], "--output net.onnx: must end with .mindir"),
         ("export.py", ["--output", "net.mindir", "--verify", "0"], "--verify 0: must be at least 1"),
+        ("export.py", ["--output", "net.mindir", "runtime.kernels=native"], "runtime.kernels=native: an export always"),
         ("export.py", ["--output", "net.mindir", "runtime.device=gpu"], "runtime.device: gpu is not available here"),
     ],
 )
