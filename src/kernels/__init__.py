@@ -32,7 +32,7 @@ def use_kernels(classifier, runtime):
     except build.UnavailableError as reason:
         if runtime.kernels == "native":
             raise UserError(f"runtime.kernels: native kernels are not available: {reason}") from None
-        print(f"without the native kernels, several times slower: {reason}", flush=True)
+        print(f"without the native kernels, two to three times slower: {reason}", flush=True)
         return
     names = {id(parameter): parameter.name for parameter in classifier.get_parameters()}
     convert(classifier, library)

@@ -74,7 +74,7 @@ def test_without_a_compiler_stock_operators_do_the_work(cache, monkeypatch, caps
     use_kernels(classifier, runtime)
     assert [type(cell) for _, cell in classifier.cells_and_names()] == before
     said = capsys.readouterr().out.splitlines()[-1]
-    assert said.startswith("without the native kernels, several times slower: ")
+    assert said.startswith("without the native kernels, two to three times slower: ")
     assert part in said
     classifier, runtime = classifier_and_runtime("native")
     with pytest.raises(UserError, match=f"runtime.kernels: native kernels are not available: .*{part.split()[0]}"):
