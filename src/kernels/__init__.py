@@ -120,6 +120,9 @@ def join(before, after, library, runs=1):
     """Let the depthwise layer `after` compute BatchNorm and activation of the layer `before` it too, where it can."""
     if not (is_layer(before) and is_layer(after, depthwise=True)):
         return False
+    # Where freezing ends between the two, one BatchNorm is trained and the other is not: two modes, two cells.
+    if before.norm.gamma.requires_grad != after.norm.gamma.requires_grad:
+        return False
     after.conv = cells.Depthwise(library, (before.norm, before.act), after.conv, (after.norm, after.act), runs=runs)
     for layer in (before, after):
         layer.norm, layer.act = nn.Identity(), None

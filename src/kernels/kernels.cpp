@@ -624,6 +624,15 @@ void parallel_planes(const int64_t *shape, const std::function<void(int64_t)> &t
   });
 }
 
+// Calls body(position, count) for every vector of a map's elements, spread over the threads.
+template <class Body>
+void for_elements(const int64_t *shape, Body body) {
+  const int64_t size = shape[2] * shape[3];
+  parallel_planes(shape, [&](int64_t i) {
+    sweep(size, [&](int64_t j, auto count) { body(i * size + j, count); });
+  });
+}
+
 }  // namespace
 
 extern "C" {
@@ -924,12 +933,8 @@ int deal_channels(int, void **data, int *, int64_t **shapes, const char **, void
 int add_relu_forward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
   const float *a = floats(data[0]), *b = floats(data[1]);
   float *y = output(data[2]);
-  const int64_t size = shapes[0][2] * shapes[0][3];
-  parallel_planes(shapes[0], [&](int64_t i) {
-    sweep(size, [&](int64_t j, auto count) {
-      const int64_t at = i * size + j;
-      put(y + at, activate<kRelu>(get(a + at, count) + get(b + at, count)), count);
-    });
+  for_elements(shapes[0], [&](int64_t at, auto count) {
+    put(y + at, activate<kRelu>(get(a + at, count) + get(b + at, count)), count);
   });
   return 0;
 }
@@ -938,12 +943,8 @@ int add_relu_forward(int, void **data, int *, int64_t **shapes, const char **, v
 int add_relu_backward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
   const float *y = floats(data[0]), *dy = floats(data[1]);
   float *gradient = output(data[2]);
-  const int64_t size = shapes[0][2] * shapes[0][3];
-  parallel_planes(shapes[0], [&](int64_t i) {
-    sweep(size, [&](int64_t j, auto count) {
-      const int64_t at = i * size + j;
-      put(gradient + at, get(dy + at, count) * slope<kRelu>(get(y + at, count)), count);
-    });
+  for_elements(shapes[0], [&](int64_t at, auto count) {
+    put(gradient + at, get(dy + at, count) * slope<kRelu>(get(y + at, count)), count);
   });
   return 0;
 }

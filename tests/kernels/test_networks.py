@@ -92,3 +92,26 @@ def test_steps_are_bit_identical_on_any_number_of_threads(name):
         results.append({parameter.name: parameter.asnumpy() for parameter in network.get_parameters()})
     for other in results[1:]:
         assert all((other[key] == value).all() for key, value in results[0].items())
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v2", "ghostnet"])
+@pytest.mark.parametrize("part", [1, 2, "backbone"])
+def test_frozen_part_keeps_weights_and_statistics(name, part):
+    own = {"name": name, "width": min(NETWORKS[name].variants), "freeze": part}
+    config = make_config({"model": own, "runtime": {"kernels": "native"}})
+    network = create_model(config.model, config.data, 3)
+    network.freeze(part)
+    frozen = {parameter.name for cell in network.frozen for parameter in cell.get_parameters()}
+    before = {parameter.name: parameter.asnumpy().copy() for parameter in network.get_parameters()}
+    use_kernels(network, config.runtime)
+    step = make_train_step(network.set_train(True), create_optimizer(config, network), 0.0, compiled=False)
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    step(ms.Tensor(images), ms.Tensor(np.int32([0, 1, 2, 0])), ms.Tensor(0.1, ms.float32))
+    changed = {
+        parameter.name
+        for parameter in network.get_parameters()
+        if (parameter.asnumpy() != before[parameter.name]).any()
+    }
+    assert not changed & frozen
+    statistics = {key for key in before if "moving" in key} - frozen
+    assert statistics <= changed
