@@ -58,6 +58,28 @@ def test_an_epoch_repeats_itself_exactly(digit_images):
     assert (first != other).any()
 
 
+def test_an_epoch_can_begin_inside(digit_images):
+    images, labels = digit_images
+    samples = Samples(images[:64, ..., None], labels[:64].astype(np.int32), [str(i) for i in range(10)])
+    loader = train_loader(settings(size=16, crop="resized", flip=0.5), samples)
+    whole, rest = list(loader.epoch(2)), list(loader.epoch(2, skip=5))
+    assert len(rest) == len(whole) - 5
+    for (expected, _), (actual, _) in zip(whole[5:], rest):
+        assert (expected == actual).all()
+
+
+@pytest.mark.parametrize("count", [24, 26])
+def test_ranks_share_the_images(count):
+    config, samples = settings(), numbered(count)
+    training = [train_loader(config, samples, rank, 3) for rank in range(3)]
+    assert [len(loader) for loader in training] == [2, 2, 2]
+    seen = [int(label) for loader in training for _, labels in loader.epoch(1) for label in labels]
+    assert len(seen) == len(set(seen)) == 24
+    evaluated = [eval_loader(config, samples, rank=rank, ranks=3) for rank in range(3)]
+    seen = [int(label) for loader in evaluated for _, labels in loader.epoch() for label in labels]
+    assert sorted(seen) == list(range(count))
+
+
 def test_batch_larger_than_the_set_is_refused():
     with pytest.raises(UserError, match="train.batch_size: 11 is more than the 10 training images"):
         train_loader(settings(batch_size=11), numbered(10))
