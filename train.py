@@ -1,17 +1,20 @@
 """Train a network: python train.py --config configs/quickstart.yaml [section.key=value …]"""
 
-import time
+import numpy as np
 
-from src.config import load_config
 from src.data.datasets import load_samples
 from src.data.loading import eval_loader, train_loader
-from src.engine.checkpoint import save_checkpoint
 from src.engine.device import use_device
-from src.engine.evaluate import evaluate
-from src.engine.fit import Clock, Progress, train_epoch
+from src.engine.fit import DivergedError, Progress, train_epoch
+from src.engine.interrupts import Interrupts
+from src.engine.judge import Judge
 from src.engine.optimizer import create_optimizer, learning_rates
-from src.engine.run_folder import RunFolder
-from src.engine.step import make_eval_step, make_train_step
+from src.engine.parallel import join_ranks, synchronise_norms
+from src.engine.precision import set_precision
+from src.engine.resume import open_run, state_to_resume
+from src.engine.step import TrainStep
+from src.engine.teacher import create_teacher
+from src.engine.training import Training
 from src.errors import ArgumentParser, UserError, run
 from src.kernels import use_kernels
 from src.models import create_model
@@ -21,90 +24,93 @@ from src.pretrained.load import load_pretrained
 
 def main():
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--config", required=True, help="YAML file of settings; src/config.py lists them all")
+    parser.add_argument("--config", help="YAML file of settings; src/config.py lists them all")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that run.dir already holds")
+    parser.add_argument(
+        "--resume",
+        metavar="RUN_DIR",
+        help="go on with the run in this folder; auto: with the one in run.dir, or begin it",
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the file's")
     args = parser.parse_intermixed_args()
 
-    config = load_config(args.config, args.overrides)
-    for override in args.overrides:
-        print(f"override {override}")
-    folder = RunFolder(config.run.dir, args.overwrite)
+    config, folder, resuming = open_run(args)
     use_device(config.runtime, config.train.seed)
+    ranks = join_ranks()
+    with ranks.output():
+        for override in args.overrides:
+            print(f"override {override}")
+        train(config, folder, resuming, ranks)
+
+
+def train(config, folder, resuming, ranks):
+    if ranks.is_first:
+        folder.open()
+    found = state_to_resume(folder, config) if resuming else None
 
     train_samples = load_samples(config.data, "train")
     test_samples = load_samples(config.data, "test", train_samples.classes)
     classes = class_names(config, train_samples.classes)
-    train_batches, test_batches = train_loader(config, train_samples), eval_loader(config, test_samples)
+    sizes = config.train.image_sizes or [config.data.image_size]
+    loaders = [train_loader(config, train_samples, ranks.rank, ranks.count, size) for size in sizes]
+    test_batches = eval_loader(config, test_samples, rank=ranks.rank, ranks=ranks.count)
 
     classifier = create_model(config.model, config.data, len(classes))
     params = count_params(classifier)
     macs = count_macs(classifier, config.data.image_size, config.data.channels)
-    if config.model.pretrained:
+    if config.model.pretrained and not found:
         source, fresh_head = load_pretrained(classifier, config.model, config.model.pretrained)
         kept = "all but the classifier, which has another number of classes" if fresh_head else "all"
         print(f"pretrained: {kept} from {config.model.pretrained} ({source})")
     classifier.freeze(config.model.freeze)
+    scaler = set_precision(classifier, config.runtime)
+    if config.runtime.sync_norm and ranks.count > 1:
+        synchronise_norms(classifier, ranks.count)
+    judge = Judge(config, classifier, train_samples, test_batches, ranks)
     use_kernels(classifier, config.runtime)
-    rates = learning_rates(config, len(train_batches)).reshape(config.train.epochs, -1)
+    teacher = create_teacher(config, classifier, classes)
     optimizer = create_optimizer(config, classifier)
-    compiled = config.runtime.mode == "graph"
-    train_step = make_train_step(classifier, optimizer, config.train.label_smoothing, compiled)
-    eval_step = make_eval_step(classifier, compiled)
+    step = TrainStep(classifier, optimizer, config, ranks, teacher, scaler)
+    rates = learning_rates(config, len(loaders[0]) // step.every, ranks.count).reshape(config.train.epochs, -1)
+    ranks.broadcast(classifier.get_parameters())
 
-    folder.start(config)
+    interrupts = Interrupts()
+    training = Training(config, folder, ranks, interrupts, classes, classifier, optimizer, judge.average, scaler)
+    if found:
+        training.load(*found)
+    elif ranks.is_first:
+        folder.start(config)
+    if config.train.on_nonfinite == "rollback" and not found:
+        training.save()
     print(
         f"{config.model.name} {config.model.width}x: {params:,} parameters, {macs / 1e6:.1f} M MACs at "
         f"{config.data.image_size}x{config.data.image_size}; {config.data.name}: {len(train_samples):,} training and "
         f"{len(test_samples):,} test images of {len(train_samples.classes)} classes",
         flush=True,
     )
-    if compiled:
+    if step.compiled and not training.is_over():
         print("compiling the training step, which takes some seconds ...", flush=True)
 
-    began = time.perf_counter()
-    progress = Progress(config.train.epochs, len(train_batches) * config.train.batch_size)
-    total, best, final = Clock(), None, None
-    for epoch in range(1, config.train.epochs + 1):
-        epoch_began = time.perf_counter()
-        progress.start_epoch(epoch)
-        own_rates = rates[epoch - 1]
-        loss, top1, clock = train_epoch(
-            classifier, train_step, train_batches, own_rates, epoch, progress, warm=epoch > 1
-        )
-        test = evaluate(classifier, eval_step, test_batches)
-        total.add(clock)
-        final = {"epoch": epoch, "top1": test.top1, "top5": test.top5, "loss": test.loss}
-        improved = best is None or (test.top1, -test.loss) > (best["top1"], -best["loss"])
-        best = final if improved else best
-        for name in ("best", "last") if improved else ("last",):
-            save_checkpoint(folder.path / f"{name}.ckpt", classifier, config, classes, epoch, best)
-        row = {
-            "epoch": epoch,
-            "lr": float(own_rates[-1]),
-            "train_loss": loss,
-            "train_top1": top1,
-            "test_loss": test.loss,
-            "test_top1": test.top1,
-            "test_top5": test.top5,
-            "images_per_second": clock.images_per_second,
-            "data_wait_fraction": clock.data_wait_fraction,
-            "seconds": time.perf_counter() - epoch_began,
-        }
-        folder.log_epoch(row, best)
-        progress.end_epoch(row)
+    progress = Progress(config.train.epochs, len(loaders[0]))
+    while not training.is_over():
+        state = training.state
+        progress.start_epoch(state.epoch + 1, state.batch)
+        own_rates = rates[state.epoch] * np.float32(state.rate_factor)
+        loader = loaders[state.epoch * len(loaders) // config.train.epochs]
+        try:
+            clock = train_epoch(training, step, loader, own_rates, progress)
+            row = training.end_epoch(judge, own_rates[-1], clock)
+        except DivergedError as problem:
+            training.roll_back(problem)
+        except KeyboardInterrupt:
+            training.leave()
+        else:
+            progress.end_epoch(row)
     progress.close()
 
-    summary = {
-        "best": best,
-        "final": final,
-        "params": params,
-        "macs": macs,
-        "images_per_second": total.images_per_second,
-        "data_wait_fraction": total.data_wait_fraction,
-        "seconds": time.perf_counter() - began,
-    }
-    folder.finish(summary)
+    summary = training.summary(params, macs)
+    if ranks.is_first:
+        folder.finish(summary)
     print_summary(summary, folder.path)
 
 

@@ -137,6 +137,8 @@ class AugmentConfig(Section):
     scale: Optional[list[float]] = None  # crop: resized only; range of the area, 0..1; null: 0.08 to 1
     ratio: Optional[list[float]] = None  # crop: resized only; range of width / height; null: 3/4 to 4/3
     flip: float = Field(0.5, ge=0, le=1)  # probability of a horizontal flip
+    mixup: float = Field(0.0, ge=0)  # alpha of the Beta distribution that blends pairs of images; 0: none
+    cutmix: float = Field(0.0, ge=0)  # alpha, of the area that one image gets from another; with mixup, each half the time
 
     @model_validator(mode="after")
     def used(self):
@@ -158,9 +160,35 @@ class AugmentConfig(Section):
 
 class TrainConfig(Section):
     epochs: int = Field(30, ge=1)
-    batch_size: int = Field(64, ge=2)  # images a step; what is left over at an epoch's end waits for another epoch
+    batch_size: int = Field(64, ge=2)  # images a step and process; what is left at an epoch's end waits for another epoch
     seed: int = Field(0, ge=0, lt=2**31)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    accumulate: int = Field(1, ge=1)  # batches whose gradients are averaged into one update
+    clip_norm: Optional[float] = Field(None, gt=0)  # largest length of all gradients together; null: any
+    clip_value: Optional[float] = Field(None, gt=0)  # largest absolute value of a gradient's element; null: any
+    ema_decay: Optional[float] = Field(None, gt=0, lt=1)  # of the weights' moving average, an update; null: none is kept
+    image_sizes: Optional[list[int]] = None  # one a stretch of the epochs, equally long; null: data.image_size throughout
+    recalibrate: int = Field(0, ge=0)  # batches that BatchNorm's statistics are taken from before an evaluation; 0: none
+    patience: Optional[int] = Field(None, ge=1)  # epochs without a better one after which training ends; null: all run
+    on_nonfinite: Literal["error", "rollback"] = "error"  # a loss that is no number: end, or return to a checkpoint
+    max_rollbacks: Optional[int] = Field(None, ge=1)  # on_nonfinite: rollback only; null there: 3
+    rollback_factor: Optional[float] = Field(None, gt=0, lt=1)  # of the learning rate after each; null there: 0.5
+
+    @model_validator(mode="after")
+    def used(self):
+        if self.clip_norm is not None and self.clip_value is not None:
+            raise ValueError(f"clip_value: {self.clip_value} cannot be used with train.clip_norm, leave one of them out")
+        for key, default in (("max_rollbacks", 3), ("rollback_factor", 0.5)):
+            if self.on_nonfinite == "rollback":
+                setattr(self, key, default if getattr(self, key) is None else getattr(self, key))
+            elif getattr(self, key) is not None:
+                raise ValueError(f"{key}: {getattr(self, key)} is used with train.on_nonfinite=rollback only")
+        if self.image_sizes is not None:
+            if not self.image_sizes or min(self.image_sizes) < 8 or max(self.image_sizes) > 1024:
+                raise ValueError(f"image_sizes: {self.image_sizes} must be sizes from 8 to 1024 pixels")
+            if len(self.image_sizes) > self.epochs:
+                raise ValueError(f"image_sizes: {self.image_sizes} are more than the {self.epochs} epochs")
+        return self
 
 
 class OptimizerConfig(Section):
@@ -183,10 +211,42 @@ class ScheduleConfig(Section):
     warmup_epochs: float = Field(0.0, ge=0)  # epochs in which the learning rate rises linearly from 0
 
 
+class DistillConfig(Section):
+    teacher: Optional[str] = None  # a checkpoint of ours, or mindcv/ and one of its networks; null: no distillation
+    pretrained: Optional[str] = None  # mindcv's networks only: the file of the teacher's weights
+    weight: Optional[float] = Field(None, gt=0, le=1)  # of the teacher's share in the loss; null: 0.5
+    temperature: Optional[float] = Field(None, gt=0)  # that softens both outputs; null: 4
+
+    @model_validator(mode="after")
+    def used(self):
+        for key, default in (("weight", 0.5), ("temperature", 4.0)):
+            if self.teacher is not None:
+                setattr(self, key, default if getattr(self, key) is None else getattr(self, key))
+            elif getattr(self, key) is not None:
+                raise ValueError(f"{key}: {getattr(self, key)} needs a distill.teacher")
+        is_mindcv = self.teacher is not None and self.teacher.startswith(MINDCV)
+        if is_mindcv:
+            one_of(self.teacher, mindcv_networks())
+            if self.pretrained is None:
+                raise ValueError(f"pretrained: the file of the weights of {self.teacher} must be given")
+        elif self.pretrained is not None:
+            raise ValueError(f"pretrained: {self.pretrained} is for a teacher of mindcv only")
+        return self
+
+
+class CheckpointConfig(Section):
+    every_steps: Optional[int] = Field(None, ge=1)  # batches; null: at the end of each epoch only
+    keep_last: int = Field(2, ge=1)  # states to resume from; with one alone, a damaged one leaves none
+    keep_best: int = Field(1, ge=1)  # epochs' weights
+    metric: Literal["top1", "top5", "loss"] = "top1"  # on the test split, that tells the best; of equals, lower loss
+
+
 class RuntimeConfig(Section):
     device: Literal["auto", "cpu", "gpu", "ascend"] = "auto"  # auto: Ascend, else GPU, else CPU
     mode: Literal["graph", "pynative"] = "graph"  # graph: compiled steps; pynative: op by op, for debugging
     kernels: Literal["auto", "native", "stock"] = "auto"  # native: our own on the CPU; auto: where they can be built
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"  # of convolutions and products; Ascend and GPU only
+    sync_norm: bool = False  # BatchNorm over the images of all processes
 
 
 class RunConfig(Section):
@@ -202,6 +262,8 @@ class Config(Section):
     train: TrainConfig = Field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    distill: DistillConfig = Field(default_factory=DistillConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
     run: RunConfig = Field(default_factory=RunConfig)
 

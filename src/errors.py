@@ -10,6 +10,10 @@ class UserError(ValueError):
     """Something that the user can mend; the message names the file or key, the value and what is allowed."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM; the message says how to go on."""
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse, reporting its errors as every other mistake is reported: as a `UserError`."""
 
@@ -39,6 +43,6 @@ def run(main):
         leave(error)
     except OSError as error:
         leave(f"{error.filename}: {error.strerror}" if error.filename else error)
-    except KeyboardInterrupt:
-        sys.stderr.write("error: interrupted\n")
+    except KeyboardInterrupt as reason:
+        sys.stderr.write(f"error: {reason if isinstance(reason, Interrupted) else 'interrupted'}\n")
         sys.exit(130)

@@ -41,7 +41,7 @@ def main():
     if fresh_head:
         raise UserError(f"--classes {args.classes}: is not the number of outputs of {args.source}")
     names = [str(i) for i in range(args.classes)]
-    save_checkpoint(args.output, classifier, config, names, epoch=0, best=None)
+    save_checkpoint(args.output, classifier.parameters_dict(), config, names, epoch=0, best=None)
     print(f"{args.output}: {args.model} {args.width}x with {args.classes} outputs, all weights from {source}")
 
 

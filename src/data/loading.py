@@ -100,7 +100,12 @@ def train_loader(config, samples, rank=0, ranks=1, image_size=None):
 
 
 def eval_loader(config, samples, batch_size=None, rank=0, ranks=1):
-    """Return the `Loader` that shows every image once, in order; `batch_size` is the training's by default."""
+    """Return the `Loader` that shows every image once, in order; `batch_size` is the training's by default.
+
+    Fewer images than ranks are a `UserError`.
+    """
+    if ranks > len(samples):
+        raise UserError(f"data.name: the {len(samples)} images to evaluate are fewer than the {ranks} processes")
     samples = with_channels(samples, config.data.channels)
     operations = eval_transforms(config.data, samples.are_files)
     # The number of workers does not change what is evaluated, so another machine may have fewer cores.

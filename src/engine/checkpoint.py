@@ -2,15 +2,16 @@
 
 import json
 import logging
-import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Optional
 
 import mindspore as ms
 import numpy as np
 
 from src.config import Config, make_config
+from src.engine.files import replacing
 from src.errors import UserError, did_you_mean
 from src.models import create_model
 
@@ -28,6 +29,7 @@ FREE_KEYS = (
 )
 ENTRY = "pocketspore"  # the string beside the weights, JSON
 FORMAT = 1
+AVERAGE, OPTIMIZER = "average.", "optimizer."  # how names in the file begin that are not the network's own
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,17 @@ class Checkpoint:
     best: dict  # of the run so far: epoch, top1, top5, loss on the test split
     versions: dict
     weights: dict  # parameter name: Parameter
+    average: dict  # the same of the weights' moving average; empty where the run kept none
+    optimizer: dict  # its state; empty where the file is not for resuming
+    state: Optional[dict]  # of the run, `RunState`'s; None where the file is not for resuming
 
 
-def save_checkpoint(path, classifier, config, classes, epoch, best):
-    """Write a checkpoint; the file at `path` is replaced only by a complete one."""
+def save_checkpoint(path, weights, config, classes, epoch, best, average=None, optimizer=None, state=None):
+    """Write a checkpoint; the file at `path` is replaced only by a complete one that is on the disk.
+
+    `weights`, `average` and `optimizer` are {parameter name: Parameter or array}, the optimizer's names begin with
+    OPTIMIZER. A disk that refuses is an `OSError`.
+    """
     path = Path(path)
     description = {
         "format": FORMAT,
@@ -51,12 +60,19 @@ def save_checkpoint(path, classifier, config, classes, epoch, best):
         "classes": classes,
         "epoch": epoch,
         "best": best,
+        "state": state,
         "versions": versions(),
     }
-    partial = path.with_name(f".{path.stem}.partial.ckpt")
-    ms.save_checkpoint(classifier, str(partial), append_dict={ENTRY: json.dumps(description)}, crc_check=True)
-    os.chmod(partial, 0o644)  # MindSpore leaves it read-only
-    os.replace(partial, path)
+    averages = {AVERAGE + name: value for name, value in (average or {}).items()}
+    tensors = [
+        {"name": name, "data": ms.Tensor(value)} for name, value in {**weights, **averages, **(optimizer or {})}.items()
+    ]
+    with replacing(path, suffix=".ckpt") as partial:
+        logging.disable(logging.CRITICAL)  # MindSpore reports a failure on stderr before it raises
+        try:
+            ms.save_checkpoint(tensors, str(partial), append_dict={ENTRY: json.dumps(description)}, crc_check=True)
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def load_checkpoint(path):
@@ -78,13 +94,20 @@ def load_checkpoint(path):
     description = json.loads(description)
     if description["format"] != FORMAT:
         raise UserError(f"{path}: has format {description['format']}, this version reads {FORMAT}")
+    parts = {prefix: {} for prefix in ("", AVERAGE, OPTIMIZER)}
+    for name, value in weights.items():
+        prefix = next((prefix for prefix in (AVERAGE, OPTIMIZER) if name.startswith(prefix)), "")
+        parts[prefix][name if prefix == OPTIMIZER else name[len(prefix) :]] = value
     return Checkpoint(
         config=make_config(description["config"], source=path),
         classes=description["classes"],
         epoch=description["epoch"],
         best=description["best"],
         versions=description["versions"],
-        weights=weights,
+        weights=parts[""],
+        average=parts[AVERAGE],
+        optimizer=parts[OPTIMIZER],
+        state=description.get("state"),
     )
 
 
@@ -100,19 +123,28 @@ def adapt_config(config, overrides):
     return make_config(config.model_dump(), overrides, source="checkpoint")
 
 
-def restore(checkpoint, path):
-    """Return the checkpoint's classifier with its weights, in evaluation mode; `path` names the file in errors."""
+def restore(checkpoint, path, raw=False):
+    """Return the checkpoint's classifier in evaluation mode; `path` names the file in errors.
+
+    Its weights are their moving average where the run kept one, unless `raw` ones are asked for.
+    """
     classifier = create_model(checkpoint.config.model, checkpoint.config.data, len(checkpoint.classes))
-    parameters = classifier.parameters_dict()
-    for name in sorted(parameters.keys() | checkpoint.weights.keys()):
+    fill(classifier.get_parameters(), checkpoint.weights if raw else checkpoint.average or checkpoint.weights, path)
+    return classifier.set_train(False)
+
+
+def fill(parameters, tensors, path):
+    """Give the `parameters` the values that a checkpoint at `path` has for them; what does not fit is a `UserError`."""
+    parameters = {parameter.name: parameter for parameter in parameters}
+    for name in sorted(parameters.keys() | tensors.keys()):
         expected = parameters[name].shape if name in parameters else None
-        found = checkpoint.weights[name].shape if name in checkpoint.weights else None
+        found = tensors[name].shape if name in tensors else None
         if expected != found:
             raise UserError(
                 f"{path}: is of another network than its config says: {name} has shape {found}, not {expected}"
             )
-        parameters[name].set_data(checkpoint.weights[name])
-    return classifier.set_train(False)
+    for name, parameter in parameters.items():
+        parameter.set_data(ms.Tensor(tensors[name].asnumpy().copy()))
 
 
 def versions():

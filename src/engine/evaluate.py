@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import mindspore as ms
 import numpy as np
 
+from src.engine.parallel import Ranks
+
 TOP_K = 5
 
 
@@ -44,9 +46,13 @@ def predict(step, loader):
         yield images, labels, step(ms.Tensor(filled)).asnumpy()[:count]
 
 
-def evaluate(classifier, step, loader):
-    """Return the `Evaluation` of the loader's split; the classifier is left in evaluation mode."""
+def evaluate(classifier, step, loader, ranks=None):
+    """Return the `Evaluation` of the split that the loaders of all ranks share.
+
+    The classifier is left in evaluation mode.
+    """
     classifier.set_train(False)
+    ranks = ranks or Ranks()
     loss, top5, confusion = 0.0, 0, None
     for _, labels, logits in predict(step, loader):
         classes = logits.shape[1]
@@ -57,8 +63,9 @@ def evaluate(classifier, step, loader):
         ahead = (logits > own).sum(1) + ((logits == own) & (np.arange(classes) < labels[:, None])).sum(1)
         top5 += int((ahead < TOP_K).sum())
         np.add.at(confusion, (labels, logits.argmax(1)), 1)
-    images = int(confusion.sum())
-    return Evaluation(float(loss / images), float(confusion.trace() / images), top5 / images, images, confusion)
+    loss, confusion = ranks.sum(np.float64([loss]))[0], ranks.sum(confusion)
+    top5, images = ranks.sum(np.int64([top5]))[0], int(confusion.sum())
+    return Evaluation(float(loss / images), float(confusion.trace() / images), float(top5 / images), images, confusion)
 
 
 def cross_entropy(logits, labels):

@@ -1,13 +1,20 @@
 """One epoch of training, measured, and the progress that the user watches meanwhile."""
 
+import itertools
+import math
 import sys
 import time
 from dataclasses import dataclass
 
 import mindspore as ms
+import numpy as np
 from tqdm import tqdm
 
 from src.errors import UserError
+
+
+class DivergedError(UserError):
+    """The loss of a batch is not finite."""
 
 
 @dataclass
@@ -32,43 +39,60 @@ class Clock:
         self.waiting += other.waiting
 
 
-def train_epoch(classifier, step, loader, rates, epoch, progress, warm):
-    """Train on one epoch's batches; return (mean loss, top-1, Clock).
+def train_epoch(training, step, loader, rates, progress):
+    """Train on what is left of the epoch under way and return its `Clock`; the `Training` is kept up to date.
 
-    `rates` is the learning rate of each of the epoch's steps, float32; `warm` says that the step is compiled already. A
-    loss that is not finite is a `UserError`.
+    `rates` is the learning rate of each of the epoch's updates, float32. A loss that is not finite is a `DivergedError`.
     """
-    classifier.set_train(True)
+    state, ranks, average, interrupts = training.state, training.ranks, training.average, training.interrupts
+    training.classifier.set_train(True)
     clock = Clock()
-    loss_sum, correct, images_seen = 0.0, 0, 0
+    batches = len(rates) * step.every
     asked = time.perf_counter()
-    for (images, labels), rate in zip(loader.epoch(epoch), rates):
+    for images, labels in itertools.islice(loader.epoch(state.epoch + 1, state.batch), batches - state.batch):
         arrived = time.perf_counter()
-        loss, logits = step(ms.Tensor(images), ms.Tensor(labels), ms.Tensor(rate))
-        loss, logits = float(loss.asnumpy()), logits.asnumpy()
-        if not abs(loss) < float("inf"):
-            raise UserError(
-                f"optimizer.lr: the loss became {loss} in epoch {epoch}, step {images_seen // len(images) + 1}; "
-                "a smaller optimizer.lr or a longer schedule.warmup_epochs may help"
+        interrupts.hold()
+        rate = rates[state.batch // step.every]
+        warm = images.shape in step.shapes  # or it is compiled first
+        loss, logits = step(
+            ms.Tensor(images), ms.Tensor(labels), ms.Tensor(rate), number=state.epoch * batches + state.batch
+        )
+        loss = float(loss.asnumpy())
+        own = np.array([loss * len(images), (logits.asnumpy().argmax(1) == labels).sum(), len(images)], np.float64)
+        loss_sum, correct, count = ranks.sum(own)
+        if not math.isfinite(loss_sum):
+            raise DivergedError(
+                f"the loss became {loss_sum} in epoch {state.epoch + 1}, step {state.batch + 1}, "
+                f"at learning rate {rate:.4g}; a smaller optimizer.lr or a longer schedule.warmup_epochs may help"
             )
-        loss_sum += loss * len(images)
-        correct += int((logits.argmax(1) == labels).sum())
-        images_seen += len(images)
+        state.batch += 1
+        state.loss_sum += loss_sum
+        state.correct += int(correct)
+        state.images += int(count)
         done = time.perf_counter()
+        state.epoch_seconds += done - asked
         if warm:
-            clock.add(Clock(len(images), done - asked, arrived - asked))
-        warm, asked = True, done
-        progress.step(len(images), loss_sum / images_seen)
-    return loss_sum / images_seen, correct / images_seen, clock
+            clock.add(Clock(int(count), done - asked, arrived - asked))
+        if state.batch % step.every == 0:
+            state.updates += 1
+            if average is not None:
+                average.update(state.updates)
+            if state.batch < batches:
+                training.save_if_due()
+            interrupts.release()
+        asked = done
+        progress.step(state.loss_sum / state.images, rate, clock)
+    return clock
 
 
 class Progress:
     """A bar over the whole training on a terminal's stderr, and on stdout one line an epoch."""
 
-    def __init__(self, epochs, images_per_epoch):
+    def __init__(self, epochs, images_per_epoch, images_done=0):
         self.epochs = epochs
         self.bar = tqdm(
             total=epochs * images_per_epoch,
+            initial=images_done,
             unit=" images",
             dynamic_ncols=True,
             leave=False,

@@ -7,7 +7,7 @@ import numpy as np
 from mindspore import nn, ops
 
 
-def learning_rates(config, steps_per_epoch):
+def learning_rates(config, steps_per_epoch, ranks=1):
     """Return the learning rate of every step of the run, float32 (epochs * steps_per_epoch)."""
     total = config.train.epochs * steps_per_epoch
     warmup = min(round(config.schedule.warmup_epochs * steps_per_epoch), total)
@@ -38,6 +38,9 @@ class MomentumSGD(nn.Cell):
         self.parameters = ms.ParameterTuple([parameter for parameters, _, _ in groups for parameter in parameters])
         self.velocities = self.parameters.clone("velocity", "zeros")
         self.fresh = self.parameters.clone("fresh", "zeros")  # the kernel's flags of a first step, which zeros need not
+        self.state = [*self.velocities, *self.fresh]
+        for p in self.state:
+            p.name = "optimizer." + p.name
         self.momentum = ms.Tensor(momentum, ms.float32)
         self.map = ops.HyperMap()
 

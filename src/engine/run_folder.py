@@ -1,14 +1,21 @@
-"""The run folder: config.yaml, metrics.csv, curves.png, best.ckpt, last.ckpt and summary.json."""
+"""The run folder: config.yaml, metrics.csv, curves.png, best.ckpt, last.ckpt, checkpoints/ and summary.json."""
 
 import csv
+import fcntl
+import io
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Optional
 
+from src.engine.checkpoint import load_checkpoint, save_checkpoint
 from src.engine.figures import plot_curves
-from src.engine.files import write_json
+from src.engine.files import PARTIAL, flush, link, replacing, write_json, write_text
+from src.engine.fit import Clock
 from src.errors import UserError
 
-FILES = ("config.yaml", "metrics.csv", "curves.png", "best.ckpt", "last.ckpt", "summary.json")
-COLUMNS = {  # of metrics.csv; accuracies are fractions of 1
+CONFIG, CHECKPOINTS = "config.yaml", "checkpoints"
+FILES = (CONFIG, "metrics.csv", "curves.png", "best.ckpt", "last.ckpt", "summary.json", CHECKPOINTS)
+COLUMNS = {  # of metrics.csv; accuracies are fractions of 1; those of the moving average only where one is kept
     "epoch": "d",
     "lr": ".6g",
     "train_loss": ".5f",
@@ -16,40 +23,133 @@ COLUMNS = {  # of metrics.csv; accuracies are fractions of 1
     "test_loss": ".5f",
     "test_top1": ".5f",
     "test_top5": ".5f",
+    "average_loss": ".5f",
+    "average_top1": ".5f",
+    "average_top5": ".5f",
     "images_per_second": ".1f",
     "data_wait_fraction": ".4f",
     "seconds": ".2f",
 }
 
 
-class RunFolder:
-    """Writes the record of one run; refuses a folder that holds another run unless told to overwrite it."""
+@dataclass
+class RunState:
+    """How far a run has come: all that resuming needs beside the config and the tensors. JSON can hold it."""
 
-    def __init__(self, path, overwrite=False):
+    epoch: int = 0  # completed
+    batch: int = 0  # done of the epoch under way
+    ranks: int = 1  # that shared each batch
+    updates: int = 0  # of the weights, in the whole run
+    loss_sum: float = 0.0  # over the images of the epoch under way
+    correct: int = 0
+    images: int = 0
+    epoch_seconds: float = 0.0
+    rate_factor: float = 1.0  # what rollbacks made of the learning rate
+    rollbacks: int = 0
+    best: Optional[dict] = None  # epoch, top1, top5, loss on the test split
+    ranking: list = field(default_factory=list)  # of the epochs whose weights are kept, the best first; as `best`
+    rows: list = field(default_factory=list)  # of metrics.csv
+    clock: dict = field(default_factory=lambda: asdict(Clock()))
+    seconds: float = 0.0
+
+    def begin_epoch(self):
+        """Set the sums of the epoch under way to nothing."""
+        self.batch, self.loss_sum, self.correct, self.images, self.epoch_seconds = 0, 0.0, 0, 0, 0.0
+
+
+class RunFolder:
+    """Writes the record of one run; only one process at a time does."""
+
+    def __init__(self, path):
         self.path = Path(path)
-        present = [name for name in FILES if (self.path / name).exists()]
-        if present and not overwrite:
-            raise UserError(
-                f"run.dir: {self.path} already holds a run ({present[0]}); give another run.dir=… or --overwrite"
-            )
-        self.rows = []
+        self.lock = None
+
+    def holds_run(self):
+        """Return the name of a file of a run that is there, or None."""
+        return next((name for name in FILES if (self.path / name).exists()), None)
 
     def start(self, config):
         """Make the folder, clear an earlier run's files and write the resolved config."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.open()
         for name in FILES:
-            (self.path / name).unlink(missing_ok=True)
-        (self.path / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-        with open(self.path / "metrics.csv", "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow(COLUMNS)
+            if name != CHECKPOINTS:
+                (self.path / name).unlink(missing_ok=True)
+        for file in (self.path / CHECKPOINTS).glob("*.ckpt"):
+            file.unlink()
+        write_text(config.to_yaml(), self.path / CONFIG)
 
-    def log_epoch(self, row, best):
-        """Append an epoch's `row`, a dict of COLUMNS, to metrics.csv and redraw the curves with the `best` so far."""
-        self.rows.append(row)
-        with open(self.path / "metrics.csv", "a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow(format(row[name], form) for name, form in COLUMNS.items())
-        plot_curves(self.rows, best, self.path / "curves.png")
+    def open(self):
+        """Make the folder where there is none, keep other processes from training in it, and clear what a kill left."""
+        (self.path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        self.lock = open(self.path / CHECKPOINTS / ".lock", "w")  # noqa: SIM115 - held as long as the process lives
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"run.dir: {self.path} is being trained in by another process") from None
+        for folder in (self.path, self.path / CHECKPOINTS):
+            for left_behind in folder.glob(f".*{PARTIAL}*"):
+                left_behind.unlink()
+
+    def states(self):
+        """Return the paths of the states that can be resumed from, the newest first."""
+        return sorted((self.path / CHECKPOINTS).glob("state-*.ckpt"), reverse=True)
+
+    def newest_state(self, usable=lambda checkpoint: True):
+        """Return (path, `Checkpoint`) of the newest `usable` state, or None; a damaged one is skipped, saying so."""
+        for path in self.states():
+            try:
+                checkpoint = load_checkpoint(path)
+            except UserError as problem:
+                print(f"skipped: {problem}", flush=True)
+                continue
+            if checkpoint.state is not None and usable(checkpoint):
+                return path, checkpoint
+        return None
+
+    def save_state(self, state, keep, **content):
+        """Write all that resuming needs, and remove all but the last `keep` states; `content` as for `save_checkpoint`."""
+        path = self.path / CHECKPOINTS / f"state-{state.epoch:05}-{state.batch:07}.ckpt"
+        save_checkpoint(path, epoch=state.epoch, best=state.best, state=asdict(state), **content)
+        link(path, self.path / "last.ckpt")
+        for old in self.states()[keep:]:
+            old.unlink()
+
+    def save_best(self, state, result, metric, keep, **content):
+        """Write the weights of the epoch that gave `result` if it is among the `keep` best; update state's ranking."""
+        others = [row for row in state.ranking if row["epoch"] != result["epoch"]]
+        # The earlier of equals comes first.
+        state.ranking = sorted([*others, result], key=lambda row: (*score(row, metric), row["epoch"]))[:keep]
+        state.best = state.ranking[0]
+        if result in state.ranking:
+            save_checkpoint(self.weights_path(result), epoch=result["epoch"], best=state.best, **content)
+        if result is state.best:
+            link(self.weights_path(result), self.path / "best.ckpt")
+        kept = {self.weights_path(row) for row in state.ranking}
+        for old in (self.path / CHECKPOINTS).glob("epoch-*.ckpt"):
+            if old not in kept:
+                old.unlink()
+
+    def weights_path(self, row):
+        return self.path / CHECKPOINTS / f"epoch-{row['epoch']:05}.ckpt"
+
+    def write_metrics(self, state):
+        """Write metrics.csv and, if there is a row, the curves."""
+        table = io.StringIO(newline="")
+        writer = csv.writer(table)
+        names = [name for name in COLUMNS if not name.startswith("average") or (state.rows and name in state.rows[0])]
+        writer.writerow(names)
+        writer.writerows([format(row[name], COLUMNS[name]) for name in names] for row in state.rows)
+        write_text(table.getvalue(), self.path / "metrics.csv")
+        if state.rows:
+            with replacing(self.path / "curves.png", suffix=".png") as partial:
+                plot_curves(state.rows, state.best, partial)
 
     def finish(self, summary):
         """Write summary.json."""
         write_json(summary, self.path / "summary.json")
+        flush(self.path)
+
+
+def score(row, metric):
+    """Return a sort key of `best`'s rows by a metric: smaller is better, and of equals the smaller loss."""
+    return (row["loss"] if metric == "loss" else -row[metric], row["loss"])

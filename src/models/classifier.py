@@ -24,17 +24,22 @@ class Preprocess(nn.Cell):
 class Classifier(nn.Cell):
     """Images (N, H, W, C), uint8, to logits (N, classes), float32.
 
-    `head` turns the backbone's features into logits; None where the backbone puts out logits itself.
+    `head` turns the backbone's features into logits; None where the backbone puts out logits itself. `dropout` is the
+    probability that a feature is left out in training.
     """
 
     def __init__(self, backbone, head, dropout, mean, std):
         super().__init__()
         self.preprocess = Preprocess(mean, std)
         self.backbone = backbone
-        self.dropout = nn.Dropout(p=dropout) if dropout else None
+        self.dropout = dropout
         self.head = head
-
         self.frozen = []
+
+    @property
+    def features(self):
+        """The width of the layer that dropout acts on, or None where the backbone has no head."""
+        return None if self.head is None else self.head.in_channels
 
     def freeze(self, part):
         """Keep the weights and moving statistics of a part from training: "none", "backbone", or a number of blocks.
@@ -61,11 +66,15 @@ class Classifier(nn.Cell):
             cell.set_train(False)
         return self
 
-    def classify(self, pixels):
-        """Normalised float32 (N, C, H, W) to logits (N, classes)."""
+    def classify(self, pixels, kept=None):
+        """Normalised float32 (N, C, H, W) to logits (N, classes).
+
+        With `kept`, uint8 (N, features), dropout leaves the features where it is 1; its mask is an input, since one that
+        a compiled step draws differs from process to process.
+        """
         features = self.backbone(pixels)
-        if self.dropout is not None:
-            features = self.dropout(features)
+        if kept is not None:
+            features = features * ops.cast(kept, features.dtype) / (1 - self.dropout)
         return features if self.head is None else self.head(features)
 
     def construct(self, images):

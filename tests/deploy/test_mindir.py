@@ -23,7 +23,7 @@ def source(tmp_path, digit_images):
     config = make_config({"model": {"width": 0.5, "stem_stride": 1, "dropout": 0.2}, "data": data})
     classifier = create_model(config.model, config.data, 10)
     path = tmp_path / "some.ckpt"
-    save_checkpoint(path, classifier, config, CLASSES, 1, {})
+    save_checkpoint(path, classifier.parameters_dict(), config, CLASSES, 1, {})
     samples = Samples(digit_images[0][:8, ..., None], digit_images[1][:8].astype(np.int32), CLASSES)
     return path, eval_loader(config, samples, batch_size=1)
 

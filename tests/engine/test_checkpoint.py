@@ -20,7 +20,7 @@ def saved(tmp_path):
     for parameter in classifier.get_parameters():
         parameter.set_data(ms.Tensor(generator.uniform(0.1, 1, parameter.shape).astype(np.float32)))
     path = tmp_path / "best.ckpt"
-    save_checkpoint(path, classifier, config, CLASSES, 4, BEST)
+    save_checkpoint(path, classifier.parameters_dict(), config, CLASSES, 4, BEST)
     return path, config, classifier
 
 
@@ -79,7 +79,8 @@ def test_missing_foreign_and_other_files_are_errors(saved, tmp_path):
 def test_weights_of_another_network_are_an_error(saved):
     path, config, _ = saved
     wider = make_config(config.model_dump(), ["model.width=1.0"])
-    save_checkpoint(path, create_model(wider.model, wider.data, len(CLASSES)), config, CLASSES, 1, BEST)
+    weights = create_model(wider.model, wider.data, len(CLASSES)).parameters_dict()
+    save_checkpoint(path, weights, config, CLASSES, 1, BEST)
     with pytest.raises(UserError, match=r"best.ckpt: is of another network than its config says"):
         restore(load_checkpoint(path), path)
 

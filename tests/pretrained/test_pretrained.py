@@ -54,7 +54,7 @@ def test_logits_are_those_of_torchvision_and_timm(reference, tmp_path):
     np.testing.assert_allclose(logits, expected, atol=1e-4 * max(1, abs(expected).max()))
 
     # The epsilon travels in the checkpoint.
-    save_checkpoint(tmp_path / "ours.ckpt", classifier, config, [str(i) for i in range(10)], 0, None)
+    save_checkpoint(tmp_path / "ours.ckpt", classifier.parameters_dict(), config, [str(i) for i in range(10)], 0, None)
     restored = restore(load_checkpoint(tmp_path / "ours.ckpt"), tmp_path / "ours.ckpt")
     assert (restored(ms.Tensor(random_images())).asnumpy() == logits).all()
 

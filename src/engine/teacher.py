@@ -1,0 +1,51 @@
+"""The trained network that another one learns from."""
+
+from mindspore import nn
+
+from src.engine.checkpoint import load_checkpoint, restore
+from src.errors import UserError
+from src.models import MINDCV, create_model
+from src.pretrained.load import load_pretrained
+
+
+class Teacher(nn.Cell):
+    """A classifier's logits, float32 (N, classes), for images (N, C, H, W) that are normalised for a student."""
+
+    def __init__(self, classifier, student):
+        super().__init__()
+        self.classifier = classifier.set_train(False)
+        self.own, self.students = classifier.preprocess, student.preprocess
+
+    def construct(self, pixels):
+        raw = pixels / self.students.scale + self.students.mean
+        return self.classifier.classify((raw - self.own.mean) * self.own.scale)
+
+
+def create_teacher(config, student, classes):
+    """Return the `Teacher` that `distill.teacher` names, or None; its classes must be the student's.
+
+    One that is missing, damaged or does not fit is a `UserError`.
+    """
+    settings = config.distill
+    if settings.teacher is None:
+        return None
+    if settings.teacher.startswith(MINDCV):
+        model = type(config.model)(name=settings.teacher)
+        classifier = create_model(model, config.data, len(classes))
+        _, fresh_head = load_pretrained(classifier, model, settings.pretrained)
+        if fresh_head:
+            raise UserError(f"distill.pretrained: {settings.pretrained} has not the {len(classes)} classes of the data")
+    else:
+        checkpoint = load_checkpoint(settings.teacher)
+        if checkpoint.classes != classes:
+            raise UserError(f"distill.teacher: {settings.teacher} has other classes than {config.data.name}")
+        if checkpoint.config.data.channels != config.data.channels:
+            raise UserError(
+                f"distill.teacher: {settings.teacher} sees {checkpoint.config.data.channels} channels, "
+                f"but data.channels is {config.data.channels}"
+            )
+        classifier = restore(checkpoint, settings.teacher)
+    for parameter in classifier.get_parameters():
+        parameter.requires_grad = False
+        parameter.name = f"teacher.{parameter.name}"
+    return Teacher(classifier, student)
