@@ -63,7 +63,7 @@ def main():
         print("compiling the training step, which takes some seconds ...", flush=True)
 
     began = time.perf_counter()
-    progress = Progress(config.train.epochs, len(train_batches) * config.train.batch_size)
+    progress = Progress(config.train.epochs, len(train_batches))
     total, best, final = Clock(), None, None
     for epoch in range(1, config.train.epochs + 1):
         epoch_began = time.perf_counter()
