@@ -91,7 +91,7 @@ def main():
             "data_wait_fraction": clock.data_wait_fraction,
             "seconds": time.perf_counter() - epoch_began,
         }
-        folder.log_epoch(row, best)
+        folder.log_epoch(row, best, own_rates, test.confusion)
         progress.end_epoch(row)
     progress.close()
 
@@ -104,7 +104,7 @@ def main():
         "data_wait_fraction": total.data_wait_fraction,
         "seconds": time.perf_counter() - began,
     }
-    folder.finish(summary)
+    folder.finish(summary, classes)
     print_summary(summary, folder.path)
 
 

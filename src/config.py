@@ -189,6 +189,10 @@ class RuntimeConfig(Section):
     kernels: Literal["auto", "native", "stock"] = "auto"  # native: our own on the CPU; auto: where they can be built
 
 
+class LogConfig(Section):
+    tensorboard: bool = True  # record events for TensorBoard in the run folder
+
+
 class RunConfig(Section):
     dir: str = Field("runs/latest", min_length=1)  # the run folder, made by train.py
 
@@ -203,6 +207,7 @@ class Config(Section):
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
+    log: LogConfig = Field(default_factory=LogConfig)
     run: RunConfig = Field(default_factory=RunConfig)
 
     @model_validator(mode="after")
