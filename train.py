@@ -80,6 +80,8 @@ def train(config, folder, resuming, ranks):
         training.load(*found)
     elif ranks.is_first:
         folder.start(config)
+    if config.log.tensorboard and ranks.is_first:
+        folder.open_events(training.state.epoch * rates.shape[1])
     if config.train.on_nonfinite == "rollback" and not found:
         training.save()
     print(
@@ -99,7 +101,7 @@ def train(config, folder, resuming, ranks):
         loader = loaders[state.epoch * len(loaders) // config.train.epochs]
         try:
             clock = train_epoch(training, step, loader, own_rates, progress)
-            row = training.end_epoch(judge, own_rates[-1], clock)
+            row = training.end_epoch(judge, own_rates, clock)
         except DivergedError as problem:
             training.roll_back(problem)
         except KeyboardInterrupt:
@@ -110,7 +112,7 @@ def train(config, folder, resuming, ranks):
 
     summary = training.summary(params, macs)
     if ranks.is_first:
-        folder.finish(summary)
+        folder.finish(training.state, summary, classes)
     print_summary(summary, folder.path)
 
 

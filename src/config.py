@@ -138,7 +138,7 @@ class AugmentConfig(Section):
     ratio: Optional[list[float]] = None  # crop: resized only; range of width / height; null: 3/4 to 4/3
     flip: float = Field(0.5, ge=0, le=1)  # probability of a horizontal flip
     mixup: float = Field(0.0, ge=0)  # alpha of the Beta distribution that blends pairs of images; 0: none
-    cutmix: float = Field(0.0, ge=0)  # alpha, of the area that one image gets from another; with mixup, each half the time
+    cutmix: float = Field(0.0, ge=0)  # alpha, of the area taken from another image; with mixup, each half the time
 
     @model_validator(mode="after")
     def used(self):
@@ -160,15 +160,15 @@ class AugmentConfig(Section):
 
 class TrainConfig(Section):
     epochs: int = Field(30, ge=1)
-    batch_size: int = Field(64, ge=2)  # images a step and process; what is left at an epoch's end waits for another epoch
+    batch_size: int = Field(64, ge=2)  # images a step and process; an epoch's rest waits for another epoch
     seed: int = Field(0, ge=0, lt=2**31)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     accumulate: int = Field(1, ge=1)  # batches whose gradients are averaged into one update
     clip_norm: Optional[float] = Field(None, gt=0)  # largest length of all gradients together; null: any
     clip_value: Optional[float] = Field(None, gt=0)  # largest absolute value of a gradient's element; null: any
-    ema_decay: Optional[float] = Field(None, gt=0, lt=1)  # of the weights' moving average, an update; null: none is kept
-    image_sizes: Optional[list[int]] = None  # one a stretch of the epochs, equally long; null: data.image_size throughout
-    recalibrate: int = Field(0, ge=0)  # batches that BatchNorm's statistics are taken from before an evaluation; 0: none
+    ema_decay: Optional[float] = Field(None, gt=0, lt=1)  # of the weights' moving average; null: none is kept
+    image_sizes: Optional[list[int]] = None  # one an equal stretch of the epochs; null: data.image_size
+    recalibrate: int = Field(0, ge=0)  # batches for BatchNorm's statistics before an evaluation; 0: none
     patience: Optional[int] = Field(None, ge=1)  # epochs without a better one after which training ends; null: all run
     on_nonfinite: Literal["error", "rollback"] = "error"  # a loss that is no number: end, or return to a checkpoint
     max_rollbacks: Optional[int] = Field(None, ge=1)  # on_nonfinite: rollback only; null there: 3
@@ -177,7 +177,7 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def used(self):
         if self.clip_norm is not None and self.clip_value is not None:
-            raise ValueError(f"clip_value: {self.clip_value} cannot be used with train.clip_norm, leave one of them out")
+            raise ValueError(f"clip_value: {self.clip_value} cannot be used with train.clip_norm")
         for key, default in (("max_rollbacks", 3), ("rollback_factor", 0.5)):
             if self.on_nonfinite == "rollback":
                 setattr(self, key, default if getattr(self, key) is None else getattr(self, key))
@@ -245,8 +245,12 @@ class RuntimeConfig(Section):
     device: Literal["auto", "cpu", "gpu", "ascend"] = "auto"  # auto: Ascend, else GPU, else CPU
     mode: Literal["graph", "pynative"] = "graph"  # graph: compiled steps; pynative: op by op, for debugging
     kernels: Literal["auto", "native", "stock"] = "auto"  # native: our own on the CPU; auto: where they can be built
-    precision: Literal["float32", "float16", "bfloat16"] = "float32"  # of convolutions and products; Ascend and GPU only
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"  # other ones: Ascend and GPU only
     sync_norm: bool = False  # BatchNorm over the images of all processes
+
+
+class LogConfig(Section):
+    tensorboard: bool = True  # record events for TensorBoard in the run folder
 
 
 class RunConfig(Section):
@@ -265,6 +269,7 @@ class Config(Section):
     distill: DistillConfig = Field(default_factory=DistillConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
+    log: LogConfig = Field(default_factory=LogConfig)
     run: RunConfig = Field(default_factory=RunConfig)
 
     @model_validator(mode="after")

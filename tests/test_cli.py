@@ -27,7 +27,7 @@ def test_training_leaves_a_complete_run_folder_and_nothing_else(quickstart):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert [path.name for path in cwd.iterdir()] == ["run"]
-    names = ["best.ckpt", "config.yaml", "curves.png", "last.ckpt", "metrics.csv", "summary.json"]
+    names = ["best.ckpt", "config.yaml", "curves.png", "events", "last.ckpt", "metrics.csv", "summary.json"]
     assert sorted(path.name for path in folder.iterdir()) == names
     with open(folder / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -155,19 +155,20 @@ def test_bad_image_folders_are_one_line(mistake, tmp_path, photos):
 
 def test_run_folder_is_not_overwritten_unless_told(quickstart, script, tmp_path):
     _, folder, _ = quickstart
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     arguments = ["--config", QUICKSTART, *SMALL, "train.epochs=1"]
     refused = script("train.py", *arguments, f"run.dir={folder}", cwd=tmp_path)
     assert (refused.returncode, refused.stdout.count("epoch ")) == (2, 0)
     assert refused.stderr.startswith(f"error: run.dir: {folder} already holds a run")
     assert refused.stderr.count("\n") == 1
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
     shutil.copytree(folder, tmp_path / "copy")
     done = script("train.py", *arguments, "run.dir=copy", "--overwrite", "train.seed=1", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "seed: 1" in (tmp_path / "copy" / "config.yaml").read_text()
     assert (tmp_path / "copy" / "last.ckpt").read_bytes() != before["last.ckpt"]
+    assert len(list((tmp_path / "copy" / "events").iterdir())) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -8,8 +8,8 @@ import mindspore as ms
 class MovingAverage:
     """Averages of all weights and moving statistics of a network.
 
-    average = decay * average + (1 - decay) * weights, as in arXiv 1512.00567, section 8. Kept in `values`, {name: float32
-    array}, on the host: in the compiled step it would be four more operators a parameter.
+    average = decay * average + (1 - decay) * weights, as in arXiv 1512.00567, section 8. They are `values`, {name:
+    float32 array}, on the host: in the compiled step they would be four more operators a parameter.
     """
 
     def __init__(self, network, decay):
@@ -20,8 +20,8 @@ class MovingAverage:
     def update(self, updates):
         """Take in the present weights, after so many `updates`.
 
-        The decay is warmed up, so that the initial weights are soon forgotten: min(decay, (1 + updates) / (10 + updates)),
-        as TensorFlow's tf.train.ExponentialMovingAverage has it.
+        The decay is warmed up, so that the initial weights are soon forgotten: min(decay, (1 + updates) /
+        (10 + updates)), as TensorFlow's tf.train.ExponentialMovingAverage has it.
         """
         share = 1 - min(self.decay, (1 + updates) / (10 + updates))
         for name, parameter in self.parameters.items():

@@ -1,7 +1,7 @@
 """The random numbers of a training step beside those of the data pipeline.
 
-They are a function of seed, rank and the batch's number in the run, so that a resumed run draws what an uninterrupted one
-would have; the generators that a compiled step brings along start anew in every process.
+They are a function of seed, rank and the batch's number in the run, so that a resumed run draws what an uninterrupted
+one would have; the generators that a compiled step brings along start anew in every process.
 """
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Pictures of a run: curves, confusion matrix, contact sheet. Drawn without a display."""
 
+import warnings
+
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -12,6 +14,13 @@ def new_figure(width, height):
     figure = Figure((width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def save(figure, target):
+    """Write a figure as PNG to `target`, a path or a binary file; what the font lacks becomes a box, silently."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(target, dpi=110, format="png")
 
 
 def plot_curves(rows, best, path):
@@ -33,11 +42,14 @@ def plot_curves(rows, best, path):
     loss.legend(frameon=False)
     accuracy.axhline(best["top1"] * 100, color=TEST, linewidth=0.8, linestyle=":")
     accuracy.set_title(f"best test top-1 {best['top1']:.2%} at epoch {best['epoch']}", fontsize=10)
-    figure.savefig(path, dpi=110)
+    save(figure, path)
 
 
 def plot_confusion(confusion, classes, path):
-    """Draw images by (true, predicted) class into the PNG at `path`, coloured by the share of the true class."""
+    """Draw images by (true, predicted) class into the PNG at `path`, coloured by the share of the true class.
+
+    `path` may be a binary file as well.
+    """
     count = len(classes)
     side = min(4 + 0.4 * count, 24)
     figure = new_figure(side, side)
@@ -52,7 +64,7 @@ def plot_confusion(confusion, classes, path):
         for row, column in zip(*np.nonzero(confusion)):
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, confusion[row, column], ha="center", va="center", color=colour, fontsize=8)
-    figure.savefig(path, dpi=110)
+    save(figure, path)
 
 
 def plot_contact_sheet(images, captions, path, columns=8):
@@ -66,4 +78,4 @@ def plot_contact_sheet(images, captions, path, columns=8):
         gray = image.shape[-1] == 1
         axes.imshow(image[..., 0] if gray else image, cmap="gray" if gray else None, vmin=0, vmax=255)
         axes.set_title(caption, fontsize=8)
-    figure.savefig(path, dpi=110)
+    save(figure, path)

@@ -20,8 +20,8 @@ def make_parent(path):
 def replacing(path, suffix=""):
     """Yield the path of a file to write; when that is done it is flushed to the disk and takes the place of `path`.
 
-    Where writing fails nothing is left of it, and the file at `path` stays; a process that is killed leaves a hidden file
-    with PARTIAL in its name. `suffix` ends the temporary file's name.
+    Where writing fails nothing is left of it, and the file at `path` stays; a process that is killed leaves a hidden
+    file with PARTIAL in its name. `suffix` ends the temporary file's name.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}{PARTIAL}{suffix}")

@@ -12,6 +12,8 @@ from tqdm import tqdm
 
 from src.errors import UserError
 
+LINE_SECONDS = 30  # between the lines of an epoch that takes long
+
 
 class DivergedError(UserError):
     """The loss of a batch is not finite."""
@@ -42,7 +44,8 @@ class Clock:
 def train_epoch(training, step, loader, rates, progress):
     """Train on what is left of the epoch under way and return its `Clock`; the `Training` is kept up to date.
 
-    `rates` is the learning rate of each of the epoch's updates, float32. A loss that is not finite is a `DivergedError`.
+    `rates` is the learning rate of each of the epoch's updates, float32. A loss that is not finite is a
+    `DivergedError`.
     """
     state, ranks, average, interrupts = training.state, training.ranks, training.average, training.interrupts
     training.classifier.set_train(True)
@@ -86,34 +89,84 @@ def train_epoch(training, step, loader, rates, progress):
 
 
 class Progress:
-    """A bar over the whole training on a terminal's stderr, and on stdout one line an epoch."""
+    """What the user watches: a bar over the whole training on a terminal's stderr, and on stdout a line an epoch.
 
-    def __init__(self, epochs, images_per_epoch, images_done=0):
+    Where stderr is no terminal, an epoch that takes long has a line of its own every LINE_SECONDS instead of the bar.
+    `now` returns seconds, as time.monotonic does.
+    """
+
+    def __init__(self, epochs, steps_per_epoch, now=time.monotonic):
         self.epochs = epochs
+        self.steps_per_epoch = steps_per_epoch
+        self.now = now
+        self.epoch, self.in_epoch = 1, 0  # steps of the epoch that are done
+        self.timed_from = None  # (seconds, steps done) after this process's first step, which compiles
+        self.spoke = now()
         self.bar = tqdm(
-            total=epochs * images_per_epoch,
-            initial=images_done,
-            unit=" images",
+            total=epochs * steps_per_epoch,
+            bar_format="{desc} {percentage:3.0f}% |{bar}| {postfix}",
             dynamic_ncols=True,
             leave=False,
             disable=not sys.stderr.isatty(),
         )
 
-    def start_epoch(self, epoch):
-        self.bar.set_description(f"epoch {epoch}/{self.epochs}")
+    @property
+    def done(self):
+        """Steps of the whole training that are done."""
+        return (self.epoch - 1) * self.steps_per_epoch + self.in_epoch
 
-    def step(self, images, loss):
-        self.bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
-        self.bar.update(images)
+    def start_epoch(self, epoch, step=0):
+        """Begin an epoch, in a resumed run after `step` steps of it."""
+        self.epoch, self.in_epoch = epoch, step
+        self.bar.update(self.done - self.bar.n)
+        self.bar.set_description_str(f"epoch {epoch}/{self.epochs}")
+
+    def step(self, loss, rate, clock):
+        """Count a step; `loss` is the epoch's mean so far, `rate` the learning rate, `clock` the epoch's `Clock`."""
+        self.in_epoch += 1
+        seconds = self.now()
+        if self.timed_from is None:
+            self.timed_from = seconds, self.done
+        if not self.bar.disable:
+            self.bar.set_postfix_str(self.status(loss, rate, clock), refresh=False)
+            self.bar.update()
+        elif seconds - self.spoke >= LINE_SECONDS:
+            self.spoke = seconds
+            where = f"step {self.in_epoch:,}/{self.steps_per_epoch:,} of epoch {self.epoch}/{self.epochs}"
+            print(f"{where}  {self.status(loss, rate, clock)}", flush=True)
+
+    def status(self, loss, rate, clock):
+        """Return the text of one moment; speed and waiting are the epoch's, the time left counts evaluations too."""
+        speed = ""
+        if clock.seconds:
+            speed = f"  {clock.images_per_second:.0f} images/s  {clock.data_wait_fraction:.1%} waiting"
+        return f"loss {loss:.4f}  lr {rate:.3g}{speed}{self.time_left()}"
+
+    def time_left(self):
+        """Return `  ETA h:mm:ss`, or an empty string where nothing is left or not yet known."""
+        left = self.epochs * self.steps_per_epoch - self.done
+        began, steps_before = self.timed_from or (0, self.done)
+        timed = self.done - steps_before
+        if not (left and timed):
+            return ""
+        return f"  ETA {duration(left * (self.now() - began) / timed)}"
 
     def end_epoch(self, row):
         """Print the epoch's `row` of metrics.csv."""
+        self.spoke = self.now()
         with tqdm.external_write_mode(file=sys.stdout):
             print(
                 f"epoch {row['epoch']:>3}/{self.epochs}  loss {row['train_loss']:.4f}  test loss {row['test_loss']:.4f}"
-                f"  test top-1 {row['test_top1']:6.2%}  {row['images_per_second']:.0f} images/s",
+                f"  test top-1 {row['test_top1']:6.2%}  {row['images_per_second']:.0f} images/s{self.time_left()}",
                 flush=True,
             )
 
     def close(self):
         self.bar.close()
+
+
+def duration(seconds):
+    """Return seconds as m:ss, or as h:mm:ss from an hour on."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -10,7 +10,7 @@ from src.engine.step import make_eval_step
 
 
 class Judge:
-    """Evaluates a network: its weights' moving average where the run keeps one, with recalibrated BatchNorms where asked.
+    """Evaluates a network: its weights' moving average where the run keeps one, BatchNorms recalibrated where asked.
 
     To be made before the native kernels are put into the classifier.
     """
@@ -27,9 +27,9 @@ class Judge:
             self.recalibration = Recalibration(classifier, batches, config.train.recalibrate, compiled)
 
     def __call__(self):
-        """Return the `Evaluation` of the weights as they would be shipped, these, {name: array}, and metrics.csv's part.
+        """Return the `Evaluation` of the weights as they would be shipped, these, and the part of metrics.csv's row.
 
-        The weights that training goes on with stay what they are.
+        The weights are {name: array}; those that training goes on with stay what they are.
         """
         row = {}
         if self.average is not None:

@@ -16,7 +16,7 @@ def make_loss(classifier, config, teacher=None, scaler=None):
 
     def loss_of(images, labels, *drawn):
         pixels = classifier.preprocess(images)
-        partners = None
+        share, partners = 0.0, labels
         if mixes:
             pixels, share = mix(pixels, drawn[0])
             partners = ops.flip(labels, (0,))

@@ -13,8 +13,9 @@ from src.engine.step import make_eval_step
 class Recalibration:
     """Takes the moving statistics from images instead of from the course of training (precise BatchNorm).
 
-    arXiv 2105.07576, section 3. `loader` shows training images as evaluation sees them; its first so many whole `batches`
-    are used. To be made before the native kernels are put into the classifier; frozen BatchNorms keep what they have.
+    arXiv 2105.07576, section 3. `loader` shows training images as evaluation sees them; its first so many whole
+    `batches` are used. To be made before the native kernels are put into the classifier; frozen BatchNorms keep what
+    they have.
     """
 
     def __init__(self, classifier, loader, batches, compiled):

@@ -14,7 +14,8 @@ SCALE_WINDOW = 2000
 def set_precision(classifier, runtime):
     """Let the classifier compute as `runtime.precision` says; return the loss scaler that it needs, or None.
 
-    Weights, BatchNorm, logits and the loss stay float32 (arXiv 1710.03740). On a CPU anything but float32 is a `UserError`.
+    Weights, BatchNorm, logits and the loss stay float32 (arXiv 1710.03740). On a CPU anything but float32 is a
+    `UserError`.
     """
     if runtime.precision == "float32":
         return None

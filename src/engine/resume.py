@@ -63,5 +63,7 @@ def state_to_resume(folder, config):
         refuse_changes(found[1].config, config)
         print(f"resuming from {found[0]}", flush=True)
     elif folder.states():
-        raise UserError(f"--resume: none of the states in {folder.path / CHECKPOINTS} can be read; --overwrite begins anew")
+        raise UserError(
+            f"--resume: none of the states in {folder.path / CHECKPOINTS} can be read; --overwrite begins anew"
+        )
     return found

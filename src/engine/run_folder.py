@@ -1,20 +1,23 @@
-"""The run folder: config.yaml, metrics.csv, curves.png, best.ckpt, last.ckpt, checkpoints/ and summary.json."""
+"""The run folder: config, metrics, curves, checkpoints, TensorBoard's events and the summary of one run."""
 
 import csv
 import fcntl
 import io
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Optional
 
 from src.engine.checkpoint import load_checkpoint, save_checkpoint
+from src.engine.events import Events, remove_events
 from src.engine.figures import plot_curves
-from src.engine.files import PARTIAL, flush, link, replacing, write_json, write_text
+from src.engine.files import PARTIAL, link, replacing, write_json, write_text
 from src.engine.fit import Clock
 from src.errors import UserError
 
-CONFIG, CHECKPOINTS = "config.yaml", "checkpoints"
-FILES = (CONFIG, "metrics.csv", "curves.png", "best.ckpt", "last.ckpt", "summary.json", CHECKPOINTS)
+CURVES_SECONDS = 120  # between two drawings, each of which takes about half a second
+CONFIG, CHECKPOINTS, EVENTS = "config.yaml", "checkpoints", "events"
+FILES = (CONFIG, "metrics.csv", "curves.png", "best.ckpt", "last.ckpt", "summary.json", CHECKPOINTS, EVENTS)
 COLUMNS = {  # of metrics.csv; accuracies are fractions of 1; those of the moving average only where one is kept
     "epoch": "d",
     "lr": ".6g",
@@ -63,6 +66,9 @@ class RunFolder:
     def __init__(self, path):
         self.path = Path(path)
         self.lock = None
+        self.events = None
+        self.best_confusion = None  # and the updates done by then; what was best before a resumption is not known
+        self.drawn = time.monotonic()
 
     def holds_run(self):
         """Return the name of a file of a run that is there, or None."""
@@ -72,8 +78,9 @@ class RunFolder:
         """Make the folder, clear an earlier run's files and write the resolved config."""
         self.open()
         for name in FILES:
-            if name != CHECKPOINTS:
+            if name not in (CHECKPOINTS, EVENTS):
                 (self.path / name).unlink(missing_ok=True)
+        remove_events(self.path / EVENTS)
         for file in (self.path / CHECKPOINTS).glob("*.ckpt"):
             file.unlink()
         write_text(config.to_yaml(), self.path / CONFIG)
@@ -107,7 +114,10 @@ class RunFolder:
         return None
 
     def save_state(self, state, keep, **content):
-        """Write all that resuming needs, and remove all but the last `keep` states; `content` as for `save_checkpoint`."""
+        """Write all that resuming needs, and remove all but the last `keep` states.
+
+        `content` is as for `save_checkpoint`.
+        """
         path = self.path / CHECKPOINTS / f"state-{state.epoch:05}-{state.batch:07}.ckpt"
         save_checkpoint(path, epoch=state.epoch, best=state.best, state=asdict(state), **content)
         link(path, self.path / "last.ckpt")
@@ -132,22 +142,42 @@ class RunFolder:
     def weights_path(self, row):
         return self.path / CHECKPOINTS / f"epoch-{row['epoch']:05}.ckpt"
 
-    def write_metrics(self, state):
-        """Write metrics.csv and, if there is a row, the curves."""
+    def open_events(self, updates):
+        """Begin TensorBoard's record after so many updates of the weights."""
+        self.events = Events(self.path / EVENTS, updates)
+
+    def log_epoch(self, state, rates, confusion):
+        """Write metrics.csv anew and the last epoch's events; redraw the curves now and then.
+
+        `rates` are the epoch's learning rates, `confusion` counts its test images by class.
+        """
         table = io.StringIO(newline="")
         writer = csv.writer(table)
-        names = [name for name in COLUMNS if not name.startswith("average") or (state.rows and name in state.rows[0])]
+        names = [name for name in COLUMNS if name in state.rows[0]]
         writer.writerow(names)
         writer.writerows([format(row[name], COLUMNS[name]) for name in names] for row in state.rows)
         write_text(table.getvalue(), self.path / "metrics.csv")
-        if state.rows:
-            with replacing(self.path / "curves.png", suffix=".png") as partial:
-                plot_curves(state.rows, state.best, partial)
+        if self.events:
+            self.events.log_epoch(state.rows[-1], rates)
+            if state.best["epoch"] == state.epoch:
+                self.best_confusion = confusion, self.events.done
+        if time.monotonic() - self.drawn >= CURVES_SECONDS:
+            self.draw_curves(state)
 
-    def finish(self, summary):
-        """Write summary.json."""
+    def draw_curves(self, state):
+        with replacing(self.path / "curves.png", suffix=".png") as partial:
+            plot_curves(state.rows, state.best, partial)
+        self.drawn = time.monotonic()
+
+    def finish(self, state, summary, classes):
+        """Draw the curves, end the events with the best epoch's confusion matrix, and write summary.json."""
+        self.draw_curves(state)
+        if self.events:
+            if self.best_confusion:
+                confusion, update = self.best_confusion
+                self.events.log_confusion(confusion, classes, update)
+            self.events.close()
         write_json(summary, self.path / "summary.json")
-        flush(self.path)
 
 
 def score(row, metric):

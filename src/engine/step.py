@@ -12,9 +12,10 @@ from src.engine.parallel import Ranks
 class TrainStep:
     """A batch's part in the training: loss, gradients and, with every `train.accumulate`-th batch, an update.
 
-    `step(images, labels, rate, number)` takes the Tensors uint8 (N, H, W, C), int32 (N) and the learning rate, a float32
-    scalar, and the batch's number in the run, from 0. It returns the loss, a float32 scalar, and logits, float32
-    (N, classes), both of this rank's images alone. `teacher` is a `Teacher`, `scaler` a `mindspore.amp.LossScaler`.
+    `step(images, labels, rate, number)` takes the Tensors uint8 (N, H, W, C), int32 (N) and the learning rate, a
+    float32 scalar, and the batch's number in the run, from 0. It returns the loss, a float32 scalar, and logits,
+    float32 (N, classes), both of this rank's images alone. `teacher` is a `Teacher`, `scaler` a
+    `mindspore.amp.LossScaler`.
     """
 
     def __init__(self, classifier, optimizer, config, ranks=None, teacher=None, scaler=None):

@@ -81,15 +81,18 @@ class Training:
         stale = patience is not None and state.best is not None and state.epoch - state.best["epoch"] >= patience
         return state.epoch >= self.config.train.epochs or stale
 
-    def end_epoch(self, judge, rate, clock):
-        """Evaluate the weights, keep them if they are among the best, and write the record; return metrics.csv's row."""
+    def end_epoch(self, judge, rates, clock):
+        """Evaluate the weights, keep them if they are among the best, and write the record; return metrics.csv's row.
+
+        `rates` are the epoch's learning rates, `clock` is its `Clock`.
+        """
         state, began = self.state, time.perf_counter()
         result, shipped, tested = judge()
         self.interrupts.hold()
         state.epoch += 1
         row = {
             "epoch": state.epoch,
-            "lr": float(rate),
+            "lr": float(rates[-1]),
             "train_loss": state.loss_sum / state.images,
             "train_top1": state.correct / state.images,
             **tested,
@@ -107,7 +110,7 @@ class Training:
         if self.ranks.is_first:
             self.save_best(final, shipped)
             self.save()
-            self.folder.write_metrics(state)
+            self.folder.log_epoch(state, rates, result.confusion)
         self.interrupts.release()
         return row
 

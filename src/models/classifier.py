@@ -69,8 +69,8 @@ class Classifier(nn.Cell):
     def classify(self, pixels, kept=None):
         """Normalised float32 (N, C, H, W) to logits (N, classes).
 
-        With `kept`, uint8 (N, features), dropout leaves the features where it is 1; its mask is an input, since one that
-        a compiled step draws differs from process to process.
+        With `kept`, uint8 (N, features), dropout leaves the features where it is 1; its mask is an input, since one
+        that a compiled step draws differs from process to process.
         """
         features = self.backbone(pixels)
         if kept is not None:
