@@ -44,14 +44,14 @@ class Ranks:
 
     def output(self):
         """Return a context in which only the first rank prints."""
-        return contextlib.nullcontext() if self.is_first else contextlib.redirect_stdout(None)
+        return contextlib.nullcontext() if self.is_first else contextlib.redirect_stdout(open(os.devnull, "w"))  # noqa: SIM115
 
 
 def join_ranks():
     """Meet the other processes that `msrun` started, once the device is set; return this one's `Ranks`."""
-    if os.environ.get("MS_ROLE") != "MS_WORKER":
+    if "MS_ROLE" not in os.environ:
         return Ranks()
-    init()
+    init()  # msrun's scheduler, which runs this script too, does not come back from here
     ranks = Ranks(get_rank(), get_group_size())
     ms.set_auto_parallel_context(
         parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True, device_num=ranks.count
