@@ -44,7 +44,7 @@ class Ranks:
 
     def output(self):
         """Return a context in which only the first rank prints."""
-        return contextlib.nullcontext() if self.is_first else contextlib.redirect_stdout(open(os.devnull, "w"))  # noqa: SIM115
+        return contextlib.nullcontext() if self.is_first else contextlib.redirect_stdout(open(os.devnull, "w"))
 
 
 def join_ranks():
