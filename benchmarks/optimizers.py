@@ -20,7 +20,7 @@ import numpy as np
 from src.config import OPTIMIZERS, make_config
 from src.engine.device import use_device
 from src.engine.optimizer import create_optimizer
-from src.engine.step import make_train_step
+from src.engine.step import TrainStep
 from src.errors import ArgumentParser, run
 from src.kernels import use_kernels
 from src.models import create_model
@@ -63,7 +63,7 @@ def measure(config):
     use_kernels(classifier, config.runtime)
     classifier.set_train(True)
     optimizer = create_optimizer(config, classifier)
-    step = make_train_step(classifier, optimizer, 0.0, compiled=True)
+    step = TrainStep(classifier, optimizer, config)
     generator = np.random.default_rng(0)
     side = config.data.image_size
     images = generator.integers(0, 256, (config.train.batch_size, side, side, 3), dtype=np.uint8)

@@ -6,7 +6,7 @@ from mindspore import nn, ops
 from src.config import make_config
 from src.engine.optimizer import create_optimizer
 from src.engine.schedule import learning_rates
-from src.engine.step import make_train_step
+from src.engine.step import TrainStep
 from src.errors import UserError
 from src.models import create_model
 
@@ -14,13 +14,21 @@ from src.models import create_model
 class Linear(nn.Cell):
     """Logits without a preprocessing: (N, 3) float32 to (N, 2)."""
 
+    features = 3
+
     def __init__(self):
         super().__init__()
         self.norm = nn.BatchNorm1d(3)
         self.dense = nn.Dense(3, 2)
 
-    def construct(self, x):
+    def preprocess(self, x):
+        return x
+
+    def classify(self, x, kept=None):
         return self.dense(x + 0 * self.norm(x))
+
+    def construct(self, x):
+        return self.classify(x)
 
 
 @pytest.mark.parametrize(("nesterov", "compiled"), [(True, False), (False, False), (True, True)])
@@ -30,6 +38,7 @@ def test_steps_follow_momentum_sgd_with_decay_on_weights_only(nesterov, compiled
             "optimizer": {"lr": 0.3, "momentum": 0.8, "nesterov": nesterov, "weight_decay": 0.1},
             "schedule": {"name": "linear"},
             "train": {"epochs": 3, "label_smoothing": 0.1},
+            "runtime": {"mode": "graph" if compiled else "pynative"},
         }
     )
     generator = np.random.default_rng(0)
@@ -38,7 +47,7 @@ def test_steps_follow_momentum_sgd_with_decay_on_weights_only(nesterov, compiled
     network.dense.weight.set_data(ms.Tensor(weight.astype(np.float32)))
     network.dense.bias.set_data(ms.Tensor(bias.astype(np.float32)))
     rates = learning_rates(config, 1)
-    step = make_train_step(network, create_optimizer(config, network), 0.1, compiled)
+    step = TrainStep(network, create_optimizer(config, network), config)
 
     velocity = [np.zeros_like(weight), np.zeros_like(bias)]
     for rate in rates:
@@ -256,12 +265,14 @@ def test_head_has_its_own_learning_rate():
 
 @pytest.mark.parametrize("part", ["backbone", 2])
 def test_frozen_part_keeps_weights_and_statistics(part):
-    config = make_config({"model": {"name": "mobilenet_v2", "width": 0.25, "freeze": part}, "train": {"epochs": 1}})
+    config = make_config(
+        {"model": {"name": "mobilenet_v2", "width": 0.25, "freeze": part}, "runtime": {"mode": "pynative"}}
+    )
     classifier = create_model(config.model, config.data, 3)
     classifier.freeze(config.model.freeze)
     before = {parameter.name: parameter.asnumpy().copy() for parameter in classifier.get_parameters()}
     optimizer = create_optimizer(config, classifier)
-    step = make_train_step(classifier, optimizer, 0.0, compiled=False)
+    step = TrainStep(classifier, optimizer, config)
     classifier.set_train(True)
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     step(ms.Tensor(images), ms.Tensor(np.int32([0, 1, 2, 0])), ms.Tensor(0.1, ms.float32))
