@@ -8,10 +8,11 @@ from src.engine.device import use_device
 from src.engine.fit import DivergedError, Progress, train_epoch
 from src.engine.interrupts import Interrupts
 from src.engine.judge import Judge
-from src.engine.optimizer import create_optimizer, learning_rates
+from src.engine.optimizer import create_optimizer
 from src.engine.parallel import join_ranks, synchronise_norms
 from src.engine.precision import set_precision
 from src.engine.resume import open_run, state_to_resume
+from src.engine.schedule import learning_rates
 from src.engine.step import TrainStep
 from src.engine.teacher import create_teacher
 from src.engine.training import Training

@@ -29,6 +29,24 @@ def listed(values):
     return ", ".join(str(value) for value in values)
 
 
+def resolve_own_keys(section, choices):
+    """Give the keys that the chosen `section.name` alone uses their defaults; raise for those that others use.
+
+    `choices` maps each name to its keys and their defaults; None: the key must be given.
+    """
+    own = choices[section.name]
+    for key in dict.fromkeys(key for keys in choices.values() for key in keys):
+        value = getattr(section, key)
+        if key not in own:
+            if value is not None:
+                users = listed(name for name, keys in choices.items() if key in keys)
+                raise ValueError(f"{key}: {value} is for {users} only, not {section.name}")
+        elif value is None:
+            if own[key] is None:
+                raise ValueError(f"{key}: must be given for {section.name}")
+            setattr(section, key, own[key])
+
+
 class Section(BaseModel):
     """A group of settings: unknown keys, values of another type and non-finite numbers are errors."""
 
@@ -191,24 +209,95 @@ class TrainConfig(Section):
         return self
 
 
+# The optimizers, the keys that each uses besides those that all use, and its defaults.
+OPTIMIZERS = {
+    "sgd": {"lr": 0.1, "weight_decay": 4e-5, "momentum": 0.9, "nesterov": True},
+    "rmsprop": {"lr": 0.01, "weight_decay": 1e-5, "momentum": 0.9, "rho": 0.9, "epsilon": 1e-3},
+    "adamw": {"lr": 1e-3, "weight_decay": 0.05, "betas": [0.9, 0.999], "epsilon": 1e-8},
+    "lamb": {"lr": 5e-3, "weight_decay": 0.02, "betas": [0.9, 0.999], "epsilon": 1e-6},
+    "lion": {"lr": 1e-4, "weight_decay": 0.5, "betas": [0.9, 0.99]},
+}
+
+
 class OptimizerConfig(Section):
-    name: Literal["sgd"] = "sgd"
-    lr: float = Field(0.1, gt=0)  # the peak, after warm-up
+    name: str = "sgd"  # one of OPTIMIZERS; rmsprop is TensorFlow's; null in what follows: the default there
+    lr: Optional[float] = Field(None, gt=0, le=1e6)  # the peak, after warm-up
+    lr_batch: Optional[int] = Field(None, ge=1)  # images an update that lr is meant for, to scale it; null: as it is
     head_lr: Optional[float] = Field(None, gt=0)  # the classifier's own peak, for fine-tuning; null: lr
-    momentum: float = Field(0.9, ge=0, lt=1)
-    nesterov: bool = True
-    weight_decay: float = Field(4e-5, ge=0)  # on weights only, not on BatchNorm and biases
+    momentum: Optional[float] = Field(None, ge=0, lt=1)  # sgd, rmsprop
+    nesterov: Optional[bool] = None  # sgd; null also means false where momentum is 0
+    rho: Optional[float] = Field(None, gt=0, lt=1)  # rmsprop: share of the old in the moving mean square
+    betas: Optional[list[float]] = None  # adamw, lamb: shares of the old moments; lion: in the sign, in the momentum
+    epsilon: Optional[float] = Field(None, gt=0, le=1)  # rmsprop: inside the root; adamw, lamb: added to the root
+    weight_decay: Optional[float] = Field(None, ge=0)  # sgd, rmsprop: added to the gradient; others: times the rate
+    decay_all: bool = False  # true: weight decay acts on BatchNorm and biases too, not on weights only
+
+    @field_validator("name")
+    @classmethod
+    def known_optimizer(cls, name):
+        return one_of(name, OPTIMIZERS)
 
     @model_validator(mode="after")
-    def nesterov_has_momentum(self):
+    def resolve(self):
+        no_nesterov = self.nesterov is None and self.momentum == 0
+        resolve_own_keys(self, OPTIMIZERS)
+        if no_nesterov and self.name == "sgd":
+            self.nesterov = False
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov: true needs optimizer.momentum above 0")
+        if self.betas is not None and (len(self.betas) != 2 or not 0 < min(self.betas) <= max(self.betas) < 1):
+            raise ValueError(f"betas: {self.betas} must be two numbers between 0 and 1")
+        if self.decay_all and self.weight_decay == 0:
+            raise ValueError("decay_all: true needs optimizer.weight_decay above 0")
         return self
 
 
+# The schedules, the keys that each uses besides those that all use, and its defaults; None: must be given.
+SCHEDULES = {
+    "cosine": {"end_lr": 0.0},
+    "linear": {"end_lr": 0.0},
+    "constant": {},
+    "step": {"step_epochs": None, "gamma": 0.1},
+    "multistep": {"milestones": None, "gamma": 0.1},
+    "exponential": {"decay_epochs": 1.0, "gamma": None},
+    "polynomial": {"power": 2.0, "end_lr": 0.0},
+    "one_cycle": {"rise": 0.3, "initial_divisor": 25.0, "final_divisor": 1e4},
+}
+
+
 class ScheduleConfig(Section):
-    name: Literal["cosine", "linear", "constant"] = "cosine"  # the first two end at 0
-    warmup_epochs: float = Field(0.0, ge=0)  # epochs in which the learning rate rises linearly from 0
+    # After the warm-up, changing with every update:
+    #   cosine: half a cosine from lr to end_lr; linear: a line; polynomial: (1 - share of the run) ** power
+    #   exponential: times gamma in the course of decay_epochs
+    # In jumps: step: times gamma every step_epochs; multistep: times gamma at each of the milestones
+    # Not at all: constant
+    # one_cycle: cosines from lr / initial_divisor to lr, after `rise` of the run, and to the first rate / final_divisor
+    name: str = "cosine"  # one of SCHEDULES; null in what follows: the default there
+    warmup_epochs: float = Field(0.0, ge=0)  # epochs in which the rate rises linearly from 0; not for one_cycle
+    end_lr: Optional[float] = Field(None, ge=0)  # cosine, linear, polynomial: where they would be after the last update
+    step_epochs: Optional[float] = Field(None, ge=0.01)  # step: epochs between jumps, from the run's beginning
+    milestones: Optional[list[float]] = None  # multistep: epochs from the run's beginning to each jump
+    gamma: Optional[float] = Field(None, gt=0, lt=1)  # step, multistep, exponential
+    decay_epochs: Optional[float] = Field(None, ge=0.01)  # exponential
+    power: Optional[float] = Field(None, gt=0)  # polynomial
+    rise: Optional[float] = Field(None, gt=0, lt=1)  # one_cycle
+    initial_divisor: Optional[float] = Field(None, ge=1)  # one_cycle
+    final_divisor: Optional[float] = Field(None, ge=1)  # one_cycle
+
+    @field_validator("name")
+    @classmethod
+    def known_schedule(cls, name):
+        return one_of(name, SCHEDULES)
+
+    @model_validator(mode="after")
+    def resolve(self):
+        resolve_own_keys(self, SCHEDULES)
+        if self.name == "one_cycle" and self.warmup_epochs:
+            raise ValueError(f"warmup_epochs: {self.warmup_epochs} is not used by one_cycle, which rises by itself")
+        marks = self.milestones
+        if marks is not None and (not marks or marks[0] <= 0 or any(a >= b for a, b in zip(marks, marks[1:]))):
+            raise ValueError(f"milestones: {marks} must be epochs above 0, each later than the one before")
+        return self
 
 
 class DistillConfig(Section):
@@ -279,6 +368,9 @@ class Config(Section):
                 f"schedule.warmup_epochs: {self.schedule.warmup_epochs} must be at most "
                 f"train.epochs, {self.train.epochs}"
             )
+        end_lr = self.schedule.end_lr
+        if end_lr is not None and end_lr > self.optimizer.lr:
+            raise ValueError(f"schedule.end_lr: {end_lr} must be at most optimizer.lr, {self.optimizer.lr}")
         if self.optimizer.head_lr is not None and self.model.name.startswith(MINDCV):
             raise ValueError(f"optimizer.head_lr: {self.optimizer.head_lr} is not for mindcv's networks, leave it out")
         if self.augment.crop == "pad" and self.augment.padding is None:

@@ -1,6 +1,7 @@
 """The tools as a user runs them: what they print, the files they leave, and mistakes as one line."""
 
 import json
+import math
 
 import pytest
 from PIL import Image
@@ -99,6 +100,27 @@ def test_guidelines_stand_beside_the_paper_s(script, tmp_path):
     assert Image.open(tmp_path / "g.png").size[0] > 800
 
 
+@pytest.mark.slow
+def test_plot_schedule_of_two_configs(script, tmp_path):
+    (tmp_path / "a.yaml").write_text("schedule: {name: step, step_epochs: 2}\ntrain: {epochs: 4}\n")
+    (tmp_path / "b.yaml").write_text("optimizer: {name: adamw, lr_batch: 16}\ntrain: {epochs: 2, accumulate: 2}\n")
+    files = ["--config", "a.yaml", "--config", "b.yaml", "--output", "out/lr.png"]
+    done = script("tools/plot_schedule.py", *files, "train.batch_size=32", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    # 1,433 of the digits are for training: 44 batches of 32, 22 updates of 64 images.
+    assert "(1) a.yaml: 4 epochs of 44 updates\n(2) b.yaml: 2 epochs of 22 updates\n" in done.stdout
+    table = [line.split() for line in done.stdout.splitlines()[4:]]
+    last = 0.5 * (1 + math.cos(math.pi * 43 / 44)) * 0.004
+    assert table == [
+        ["0", "0.1", "0.004"],
+        ["1", "0.1", "0.002"],
+        ["2", "0.01", f"{last:.4g}"],
+        ["3", "0.01"],
+        ["4", "0.01"],
+    ]
+    assert Image.open(tmp_path / "out" / "lr.png").size[0] > 800
+
+
 @pytest.mark.parametrize(
     ("tool", "arguments", "part"),
     [
@@ -115,6 +137,10 @@ def test_guidelines_stand_beside_the_paper_s(script, tmp_path):
         ("choose", ["--max-macs", "many"], "invalid float value: 'many'"),
         ("choose", ["--max-macs", "1e9", "--model", "ghost"], "--model ghost: is not one of"),
         ("choose", ["--max-macs", "1e9", "--device", "gpu"], "runtime.device: gpu is not available here"),
+        ("plot_schedule", ["--config", CONFIG, "--ranks", "0"], "--ranks 0: must be at least 1"),
+        ("plot_schedule", ["--config", CONFIG, "--output", "p.pdf"], "--output p.pdf: must end with .png"),
+        ("plot_schedule", ["--config", CONFIG, "data.name=digits", "data.root=null", "--ranks", "99"], "has only 1433"),
+        ("plot_schedule", ["--config", CONFIG, "schedule.name=step"], "schedule.step_epochs: must be given for step"),
         ("guidelines", ["--channels", "4"], "--channels 4: must be at least 8"),
         ("guidelines", ["--device", "tpu"], "runtime.device: 'tpu' is not one of"),
     ],

@@ -1,0 +1,85 @@
+"""What each optimizer costs: seconds of the first step, which compiles, and milliseconds of the following ones.
+
+python benchmarks/optimizers.py --model mobilenet_v2 --width 0.25 --size 32 --batch 8
+
+Each works in a process of its own, one after the other; "CPU s" are the processor's seconds, which other work on the
+machine disturbs less.
+"""
+
+import multiprocessing
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import mindspore as ms
+import numpy as np
+
+from src.config import OPTIMIZERS, make_config
+from src.engine.device import use_device
+from src.engine.optimizer import create_optimizer
+from src.engine.step import TrainStep
+from src.errors import ArgumentParser, run
+from src.kernels import use_kernels
+from src.models import create_model
+
+CLASSES = 10
+STEPS = 20
+
+
+def main():
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="mobilenet_v2", help="as model.name in a config")
+    parser.add_argument("--width", type=float, default=0.25)
+    parser.add_argument("--size", type=int, default=32, help="side of the images")
+    parser.add_argument("--batch", type=int, default=8)
+    args = parser.parse_args()
+    configs = {
+        name: make_config(
+            {
+                "model": {"name": args.model, "width": args.width},
+                "data": {"image_size": args.size},
+                "train": {"batch_size": args.batch},
+                "optimizer": {"name": name},
+            },
+            source="command line",
+        )
+        for name in OPTIMIZERS
+    }
+    print(f"{args.model} {args.width}x, batch {args.batch}, {args.size}x{args.size}, MindSpore {ms.__version__}")
+    print(f"{'':8}{'first step, s':>16}{'CPU s':>8}{'next, ms':>10}{'state':>14}")
+    for name, config in configs.items():
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            first, cpu, following, state = pool.apply(measure, (config,))
+        print(f"{name:8}{first:16.1f}{cpu:8.1f}{following * 1e3:10.1f}{state:14,}", flush=True)
+
+
+def measure(config):
+    """Return (wall and CPU seconds of the first step, median seconds of the next ones, numbers in the state)."""
+    use_device(config.runtime)
+    classifier = create_model(config.model, config.data, CLASSES)
+    use_kernels(classifier, config.runtime)
+    classifier.set_train(True)
+    optimizer = create_optimizer(config, classifier)
+    step = TrainStep(classifier, optimizer, config)
+    generator = np.random.default_rng(0)
+    side = config.data.image_size
+    images = generator.integers(0, 256, (config.train.batch_size, side, side, 3), dtype=np.uint8)
+    labels = generator.integers(0, CLASSES, config.train.batch_size).astype(np.int32)
+    rate = ms.Tensor(config.optimizer.lr, ms.float32)
+
+    def seconds_of_step(clock):
+        began = clock()
+        step(ms.Tensor(images), ms.Tensor(labels), rate)[0].asnumpy()
+        return clock() - began
+
+    began, cpu = time.perf_counter(), seconds_of_step(time.process_time)
+    first = time.perf_counter() - began
+    following = statistics.median(seconds_of_step(time.perf_counter) for _ in range(STEPS))
+    return first, cpu, following, sum(parameter.size for parameter in optimizer.state)
+
+
+if __name__ == "__main__":
+    run(main)
