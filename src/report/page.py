@@ -45,9 +45,9 @@ def summary_rows(runs, findings, split):
     same_data = len({run.checkpoint.config.data.name for run in runs}) == 1
 
     def add(label, values, form="{}", better=None, comparable=True):
-        best = better(values) if better and comparable and len(runs) > 1 else None
-        winners = [i for i, value in enumerate(values) if value == best and best is not None]
-        rows.append({"label": label, "values": [form.format(value) for value in values], "best": winners})
+        texts = [form.format(value) for value in values]
+        winner = form.format(better(values)) if better and comparable and len(runs) > 1 else None
+        rows.append({"label": label, "values": texts, "best": [i for i, text in enumerate(texts) if text == winner]})
 
     models = [run.checkpoint.config.model for run in runs]
     add("network", [f"{model.name} {model.width}x" for model in models])
