@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from src.data.datasets import SPLITS  # noqa: E402
-from src.engine.files import make_parent  # noqa: E402
+from src.engine.files import make_parent, write_text  # noqa: E402
 from src.errors import ArgumentParser, UserError, run  # noqa: E402
 from src.report.page import render  # noqa: E402
 from src.report.runs import examine, read_run  # noqa: E402
@@ -24,7 +24,7 @@ def main():
     for own in runs:
         print(f"evaluating {Path(own.name) / 'best.ckpt'} on the {args.split} split ...", flush=True)
         findings.append(examine(own, args.split, args.mistakes, overrides))
-    make_parent(args.output).write_text(render(runs, findings, args.split), encoding="utf-8")
+    write_text(render(runs, findings, args.split), make_parent(args.output))
     print(f"written: {args.output}")
 
 
