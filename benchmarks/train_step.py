@@ -67,7 +67,7 @@ def main():
     if args.json == "-":
         print(json.dumps(figures))
     elif args.json:
-        write_json(args.json, figures)
+        write_json(figures, args.json)
 
 
 def config_of(args, kernels):

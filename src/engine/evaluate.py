@@ -52,9 +52,14 @@ def evaluate(classifier, step, loader, ranks=None):
     The classifier is left in evaluation mode.
     """
     classifier.set_train(False)
+    return summarize(predict(step, loader), ranks)
+
+
+def summarize(batches, ranks=None):
+    """Return the `Evaluation` of what `predict` yields on all ranks."""
     ranks = ranks or Ranks()
     loss, top5, confusion = 0.0, 0, None
-    for _, labels, logits in predict(step, loader):
+    for _, labels, logits in batches:
         classes = logits.shape[1]
         confusion = np.zeros((classes, classes), np.int64) if confusion is None else confusion
         own = logits[np.arange(len(labels)), labels][:, None]

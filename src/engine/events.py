@@ -15,9 +15,12 @@ TAGS = {  # of the columns of metrics.csv; lr has a value a step instead
     "epoch": "epoch",
     "train_loss": "loss/train",
     "test_loss": "loss/test",
+    "average_loss": "loss/average",
     "train_top1": "top1/train",
     "test_top1": "top1/test",
+    "average_top1": "top1/average",
     "test_top5": "top5/test",
+    "average_top5": "top5/average",
     "images_per_second": "speed/images_per_second",
     "data_wait_fraction": "speed/data_wait_fraction",
 }
@@ -36,17 +39,23 @@ class Events:
         self.file = RecordWriter(str(folder.resolve() / f"{PREFIX}{time.time_ns()}"))
         self.done = done
         self.write(Event(file_version="brain.Event:2"))
-        self.write(Event(step=done + 1, session_log=SessionLog(status=SessionLog.START)))
+        self.start_after(done)
         self.file.flush()
 
+    def start_after(self, done):
+        """Let TensorBoard hide what was recorded of later steps."""
+        self.write(Event(step=done + 1, session_log=SessionLog(status=SessionLog.START)))
+
     def log_epoch(self, row, rates):
-        """Record an epoch's `row` of metrics.csv, and `rates`, the learning rates of its steps after `done`."""
-        for step, rate in enumerate(rates, self.done + 1):
+        """Record an epoch's `row` of metrics.csv, and `rates`, the learning rates of all its steps."""
+        before = (row["epoch"] - 1) * len(rates)
+        if before < self.done:
+            self.start_after(before)  # the training was rolled back
+        for step, rate in enumerate(rates, before + 1):
             self.write_values(step, Summary.Value(tag="lr", simple_value=float(rate)))
-        self.done += len(rates)
-        self.write_values(
-            self.done, *(Summary.Value(tag=tag, simple_value=row[column]) for column, tag in TAGS.items())
-        )
+        self.done = before + len(rates)
+        values = [Summary.Value(tag=tag, simple_value=row[column]) for column, tag in TAGS.items() if column in row]
+        self.write_values(self.done, *values)
         self.file.flush()
 
     def log_confusion(self, confusion, classes, step):

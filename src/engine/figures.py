@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 TRAIN, TEST = "#888888", "#c2410c"
 
 
-def new_figure(width, height):
+def new_figure(width, height, layout="constrained"):
     """Return a figure of `width` x `height` inches that needs no display and no global state."""
-    figure = Figure((width, height), layout="constrained")
+    figure = Figure((width, height), layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
@@ -25,7 +25,9 @@ def save(figure, target):
 
 def plot_curves(rows, best, path):
     """Draw loss and top-1 over the epochs of metrics.csv's `rows` into the PNG at `path`; `best` is summary.json's."""
-    figure = new_figure(9, 3.6)
+    # Drawn while a training waits: margins that are given take half the time of those that are found.
+    figure = new_figure(9, 3.6, layout=None)
+    figure.subplots_adjust(left=0.065, right=0.985, bottom=0.14, top=0.91, wspace=0.18)
     loss, accuracy = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in rows]
     marker = "o" if len(rows) == 1 else None

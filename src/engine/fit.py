@@ -152,12 +152,14 @@ class Progress:
         return f"  ETA {duration(left * (self.now() - began) / timed)}"
 
     def end_epoch(self, row):
-        """Print the epoch's `row` of metrics.csv."""
+        """Print the epoch's `row` of metrics.csv, of its evaluations that of the weights as shipped."""
         self.spoke = self.now()
+        kind = "average" if "average_top1" in row else "test"
         with tqdm.external_write_mode(file=sys.stdout):
             print(
-                f"epoch {row['epoch']:>3}/{self.epochs}  loss {row['train_loss']:.4f}  test loss {row['test_loss']:.4f}"
-                f"  test top-1 {row['test_top1']:6.2%}  {row['images_per_second']:.0f} images/s{self.time_left()}",
+                f"epoch {row['epoch']:>3}/{self.epochs}  loss {row['train_loss']:.4f}  "
+                f"{kind} loss {row[f'{kind}_loss']:.4f}  {kind} top-1 {row[f'{kind}_top1']:6.2%}  "
+                f"{row['images_per_second']:.0f} images/s{self.time_left()}",
                 flush=True,
             )
 

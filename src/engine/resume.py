@@ -8,7 +8,14 @@ from src.errors import UserError
 
 AUTO = "auto"
 # What may be another when a run goes on: how long it is, where it is, and what it writes when.
-FREE_KEYS = ("run.dir", "data.root", "checkpoint.every_steps", "checkpoint.keep_last", "checkpoint.keep_best")
+FREE_KEYS = (
+    "run.dir",
+    "data.root",
+    "checkpoint.every_steps",
+    "checkpoint.keep_last",
+    "checkpoint.keep_best",
+    "log.tensorboard",
+)
 
 
 def open_run(args):

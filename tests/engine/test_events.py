@@ -8,9 +8,7 @@ import pytest
 from PIL import Image
 
 from src.config import make_config
-from src.engine.events import Events
-from src.engine.run_folder import RunFolder
-from src.errors import UserError
+from src.engine.run_folder import RunFolder, RunState
 
 CLASSES = ["T-shirt/top", "Größe", "猫"]
 
@@ -75,8 +73,11 @@ def read_fields(message):
 
 
 def read_file(path):
-    """Return (file version, step of the START of a session, scalars, images); the latter are (tag, step): value."""
-    version, start, scalars, images = None, None, {}, {}
+    """Return (file version, steps of the STARTs of sessions, scalars, images); the latter are (tag, step): value.
+
+    A START hides what was recorded before it of this step and later ones.
+    """
+    version, starts, scalars, images = None, [], {}, {}
     for record in read_records(path.read_bytes()):
         event = read_fields(record)  # 1 wall_time, 2 step, 3 file_version, 5 summary, 7 session_log
         step = event.get(2, [0])[0]
@@ -85,7 +86,8 @@ def read_file(path):
             version = event[3][0].decode()
         if 7 in event:
             assert read_fields(event[7][0]) == {1: [1]}
-            start = step
+            starts.append(step)
+            scalars = {key: value for key, value in scalars.items() if key[1] < step}
         for value in read_fields(event.get(5, [b""])[0]).get(1, []):
             value = read_fields(value)  # 1 tag, 2 simple_value, 4 image
             tag = value[1][0].decode()
@@ -94,45 +96,50 @@ def read_file(path):
                 scalars[tag, step] = value[2][0]
             else:
                 images[tag, step] = read_fields(value[4][0])
-    return version, start, scalars, images
+    return version, starts, scalars, images
 
 
-def row_of(epoch):
+def row_of(epoch, averaged=False):
     generator = np.random.default_rng(epoch)
     columns = ["train_loss", "train_top1", "test_loss", "test_top1", "test_top5"]
+    columns += ["average_loss", "average_top1", "average_top5"] if averaged else []
     columns += ["images_per_second", "data_wait_fraction", "seconds", "lr"]
     return {"epoch": epoch, **dict(zip(columns, generator.random(len(columns)).tolist()))}
 
 
-def best_of(row):
-    return {"epoch": row["epoch"], "top1": row["test_top1"], "top5": 1.0, "loss": row["test_loss"]}
-
-
 @pytest.fixture
 def folder(tmp_path):
-    return RunFolder(tmp_path / "run")
-
-
-def test_events_hold_the_rows_the_rates_and_the_best_confusion(folder):
+    folder = RunFolder(tmp_path / "run")
     folder.start(make_config({}))
+    return folder
+
+
+def log(folder, rows, best, rates):
+    """Let the folder record the last of the `rows`; its confusion matrix holds its epoch."""
+    epoch = rows[-1]["epoch"]
+    state = RunState(epoch=epoch, rows=rows, best={"epoch": best, "top1": 0.5, "top5": 1.0, "loss": 0.5})
+    folder.log_epoch(state, np.float32(rates), np.full((3, 3), epoch))
+    return state
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_events_hold_the_rows_the_rates_and_the_best_confusion(folder, averaged):
+    folder.open_events(0)
     rates = np.float32([[0.1, 0.2, 0.3], [0.3, 0.2, 0.1], [0.05, 0.02, 0.0]])
-    rows = [row_of(epoch) for epoch in (1, 2, 3)]
-    confusions = [np.full((3, 3), epoch) for epoch in (1, 2, 3)]
-    best = best_of(rows[1])
-    for row, own_rates, confusion, so_far in zip(rows, rates, confusions, (best_of(rows[0]), best, best)):
-        folder.log_epoch(row, so_far, own_rates, confusion)
-    folder.finish({"best": best}, CLASSES)
+    rows = [row_of(epoch, averaged) for epoch in (1, 2, 3)]
+    for i, best in enumerate((1, 2, 2)):
+        state = log(folder, rows[: i + 1], best, rates[i])
+    folder.finish(state, {}, CLASSES)
 
     (file,) = (folder.path / "events").iterdir()
     assert "tfevents" in file.name
-    version, start, scalars, images = read_file(file)
-    assert (version, start) == ("brain.Event:2", 1)
+    version, starts, scalars, images = read_file(file)
+    assert (version, starts) == ("brain.Event:2", [1])
     expected = {("lr", step): rate for step, rate in enumerate(rates.ravel().tolist(), 1)}
     for row in rows:
-        tags = {"loss": "loss", "top1": "top1"}
-        for split in ("train", "test"):
-            expected |= {(f"{tag}/{split}", 3 * row["epoch"]): row[f"{split}_{key}"] for key, tag in tags.items()}
-        expected["top5/test", 3 * row["epoch"]] = row["test_top5"]
+        for split in ("train", "test", *(["average"] if averaged else [])):
+            for metric in ("loss", "top1", *([] if split == "train" else ["top5"])):
+                expected[f"{metric}/{split}", 3 * row["epoch"]] = row[f"{split}_{metric}"]
         expected["epoch", 3 * row["epoch"]] = row["epoch"]
         for key in ("images_per_second", "data_wait_fraction"):
             expected[f"speed/{key}", 3 * row["epoch"]] = row[key]
@@ -145,50 +152,49 @@ def test_events_hold_the_rows_the_rates_and_the_best_confusion(folder):
 
 
 def test_opening_again_adds_a_file_that_hides_what_is_repeated(folder):
-    folder.start(make_config({}))
-    row = row_of(1)
-    folder.log_epoch(row, best_of(row), np.float32([0.1, 0.1]), np.eye(3, dtype=int))
-    folder.log_epoch({**row, "epoch": 2}, best_of(row), np.float32([0.1, 0.1]), np.eye(3, dtype=int))
-    resumed = Events(folder.path / "events", done=2)
-    resumed.log_epoch({**row, "epoch": 2}, np.float32([0.1, 0.1]))
-    resumed.close()
+    folder.open_events(0)
+    rows = [row_of(1), row_of(2)]
+    log(folder, rows[:1], 1, [0.1, 0.1])
+    log(folder, rows, 1, [0.1, 0.1])
+    folder.open_events(2)
+    log(folder, rows, 1, [0.1, 0.1])
     first, second = sorted((folder.path / "events").iterdir())
-    _, start, scalars, _ = read_file(first)
-    assert start == 1
+    _, starts, scalars, _ = read_file(first)
+    assert starts == [1]
     assert {step for _, step in scalars} == {1, 2, 3, 4}
-    _, start, scalars, _ = read_file(second)
-    # TensorBoard hides what earlier files say of this step and later ones.
-    assert start == 3
+    _, starts, scalars, _ = read_file(second)
+    assert starts == [3]
     assert {step for _, step in scalars} == {3, 4}
 
 
+def test_what_a_rollback_repeats_is_hidden(folder):
+    folder.open_events(0)
+    rows = [row_of(1), row_of(2)]
+    log(folder, rows[:1], 1, [0.1, 0.1])
+    log(folder, rows, 1, [0.1, 0.1])
+    log(folder, rows, 1, [0.05, 0.05])
+    (file,) = (folder.path / "events").iterdir()
+    _, starts, scalars, _ = read_file(file)
+    assert starts == [1, 3]
+    rates = {step: value for (tag, step), value in scalars.items() if tag == "lr"}
+    assert rates == pytest.approx({1: 0.1, 2: 0.1, 3: 0.05, 4: 0.05})
+
+
 def test_a_killed_run_has_all_epochs_that_were_logged(folder):
-    folder.start(make_config({}))
-    row = row_of(1)
-    folder.log_epoch(row, best_of(row), np.float32([0.1, 0.1]), np.eye(3, dtype=int))
+    folder.open_events(0)
+    log(folder, [row_of(1)], 1, [0.1, 0.1])
     # Nothing is closed: the file is read as a killed process leaves it.
     (file,) = (folder.path / "events").iterdir()
     assert {step for _, step in read_file(file)[2]} == {1, 2}
 
 
-def test_no_events_unless_asked_for(tmp_path):
-    folder = RunFolder(tmp_path / "run")
-    folder.start(make_config({"log": {"tensorboard": False}}))
-    row = row_of(1)
-    folder.log_epoch(row, best_of(row), np.float32([0.1]), np.eye(3, dtype=int))
-    folder.finish({"best": best_of(row)}, CLASSES)
-    assert not (folder.path / "events").exists()
-
-
 def test_overwriting_removes_the_events_of_the_run_before_and_nothing_else(folder):
-    folder.start(make_config({}))
+    folder.open_events(0)
     (folder.path / "events" / "notes.txt").write_text("mine")
-    before = {path.name for path in (folder.path / "events").iterdir()}
-    with pytest.raises(UserError, match="already holds a run"):
-        RunFolder(folder.path)
-    RunFolder(folder.path, overwrite=True).start(make_config({"log": {"tensorboard": False}}))
+    assert len(list((folder.path / "events").iterdir())) == 2
+    folder.lock.close()
+    RunFolder(folder.path).start(make_config({}))
     assert [path.name for path in (folder.path / "events").iterdir()] == ["notes.txt"]
-    assert len(before) == 2
 
 
 def test_checksum_of_the_reader():

@@ -61,6 +61,12 @@ def test_short_epochs_have_one_line_each(clock, capsys):
     assert lines[2].endswith("812 images/s")
 
 
+def test_a_moving_average_is_what_is_told(clock, capsys):
+    progress = Progress(1, 1, clock)
+    progress.end_epoch({**ROW, "average_loss": 0.25, "average_top1": 0.9375})
+    assert "  average loss 0.2500  average top-1 93.75%  812 images/s" in capsys.readouterr().out
+
+
 def test_the_bar_of_a_terminal(clock, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stderr", Terminal())
     progress = Progress(2, 4, clock)

@@ -1,0 +1,192 @@
+"""What share of the training's time its logging takes: progress bar, metrics.csv, TensorBoard's events, curves.
+
+python benchmarks/logging_overhead.py --json overhead.json
+
+The quickstart's network trains with logging at every other step; what belongs to an epoch or to the run is timed by
+itself and counted as often as a whole quickstart run does it. The bar is drawn on a pseudo-terminal.
+"""
+
+import contextlib
+import os
+import pty
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from src.config import load_config
+from src.data.datasets import load_samples
+from src.data.loading import train_loader
+from src.engine.checkpoint import versions
+from src.engine.device import use_device
+from src.engine.files import write_json
+from src.engine.fit import Progress, train_epoch
+from src.engine.interrupts import Interrupts
+from src.engine.optimizer import create_optimizer, learning_rates
+from src.engine.parallel import Ranks
+from src.engine.run_folder import CURVES_SECONDS, RunFolder
+from src.engine.step import TrainStep
+from src.engine.training import Training
+from src.errors import ArgumentParser, UserError, run
+from src.kernels import use_kernels
+from src.models import create_model
+
+CONFIG = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
+TARGET = 0.01  # of the steps' time, at most
+
+
+def main():
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=int, default=4, help="epochs to train, each of 44 steps (default: 4)")
+    parser.add_argument("--json", metavar="PATH", help="write the figures there")
+    args = parser.parse_args()
+    if args.epochs < 1:
+        raise UserError(f"--epochs {args.epochs}: must be at least 1")
+
+    config = load_config(CONFIG)
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(config, args.epochs, RunFolder(Path(folder) / "run"))
+    print(
+        f"MindSpore {figures['mindspore']}, {figures['steps']} steps: {figures['step_ms']:.1f} ms without progress "
+        f"(middle half {figures['step_ms_low']:.1f} to {figures['step_ms_high']:.1f}), "
+        f"{figures['logged_step_ms']:.1f} ms with it (medians)"
+    )
+    print(f"a whole run: {figures['run_steps']} steps, {figures['run_seconds']:.0f} s")
+    for name, part in figures["parts"].items():
+        print(f"  {name:<33}{part['ms']:>9.2f} ms each{part['count']:>7} times{part['share']:>9.3%}")
+    print(f"all logging {figures['share']:.2%} of the steps' time, the target is below {TARGET:.0%}")
+    if args.json:
+        write_json(figures, args.json)
+
+
+class EveryOther:
+    """Progress that is shown at every other step; `steps` collects the seconds of steps with and without it."""
+
+    def __init__(self, progress):
+        self.progress = progress
+        self.shown = True
+        self.steps = {True: [], False: []}
+        self.calls = []  # seconds in the progress itself
+        self.left = None
+
+    def start_epoch(self, epoch):
+        self.progress.start_epoch(epoch)
+        self.left = None
+
+    def step(self, *values):
+        entered = time.perf_counter()
+        if self.shown:
+            self.progress.step(*values)
+        leaving = time.perf_counter()
+        if self.left is not None:
+            self.steps[self.shown].append(leaving - self.left)
+            if self.shown:
+                self.calls.append(leaving - entered)
+        self.left, self.shown = leaving, not self.shown
+
+
+def measure(config, epochs, folder):
+    """Return the benchmark's figures after so many epochs; `folder` is a `RunFolder`."""
+    use_device(config.runtime, config.train.seed)
+    samples = load_samples(config.data, "train")
+    loader = train_loader(config, samples)
+    classifier = create_model(config.model, config.data, len(samples.classes))
+    use_kernels(classifier, config.runtime)
+    optimizer = create_optimizer(config, classifier)
+    rates = learning_rates(config, len(loader)).reshape(config.train.epochs, -1)
+    step = TrainStep(classifier, optimizer, config)
+    training = Training(config, folder, Ranks(), Interrupts(), samples.classes, classifier, optimizer)
+    folder.start(config)
+    folder.open_events(0)
+    # As many cells to draw as there are when each class is taken for another one now and then.
+    confusion = np.eye(len(samples.classes), dtype=np.int64)
+    confusion += np.roll(confusion, 1, axis=1) + np.roll(confusion, 3, axis=1)
+
+    records, lines = [], []
+    with terminal():
+        progress = EveryOther(Progress(config.train.epochs, len(loader)))
+        for epoch in range(1, epochs + 1):
+            progress.start_epoch(epoch)
+            clock = train_epoch(training, step, loader, rates[epoch - 1], progress)
+            state, row = training.state, row_of(epoch, clock)
+            state.epoch, state.best = epoch, {"epoch": epoch, "top1": 0.5, "top5": 1.0, "loss": 1.0}
+            state.rows.append(row)
+            state.begin_epoch()
+            folder.drawn = time.monotonic()  # drawing is timed below
+            records.append(seconds_of(folder.log_epoch, state, rates[epoch - 1], confusion))
+            lines.append(seconds_of(progress.progress.end_epoch, row))
+        progress.progress.close()
+    # As many rows as at the end of a whole run.
+    state.rows = [row_of(epoch, clock) for epoch in range(1, config.train.epochs + 1)]
+    drawing = statistics.median(seconds_of(folder.draw_curves, state) for _ in range(3))
+    finishing = seconds_of(folder.finish, state, {}, samples.classes)
+
+    low, median, high = statistics.quantiles(progress.steps[False], n=4)
+    run_steps = rates.size
+    run_seconds = run_steps * median
+    parts = {
+        "progress, a step": (statistics.mean(progress.calls), run_steps),
+        "metrics.csv and events, an epoch": (statistics.mean(records), len(rates)),
+        "progress, an epoch": (statistics.mean(lines), len(rates)),
+        "curves, meanwhile": (drawing, int(run_seconds // CURVES_SECONDS)),
+        "curves and confusion, at the end": (finishing, 1),
+    }
+    return {
+        "mindspore": versions()["mindspore"],
+        "steps": len(progress.steps[True]) + len(progress.steps[False]),
+        "step_ms": median * 1e3,
+        "step_ms_low": low * 1e3,
+        "step_ms_high": high * 1e3,
+        "logged_step_ms": statistics.median(progress.steps[True]) * 1e3,
+        "run_steps": run_steps,
+        "run_seconds": run_seconds,
+        "parts": {
+            name: {"ms": seconds * 1e3, "count": count, "share": seconds * count / run_seconds}
+            for name, (seconds, count) in parts.items()
+        },
+        "share": sum(seconds * count for seconds, count in parts.values()) / run_seconds,
+    }
+
+
+def row_of(epoch, clock):
+    """Return a row of metrics.csv."""
+    return {
+        "epoch": epoch,
+        "lr": 0.05,
+        **dict.fromkeys(("train_loss", "train_top1", "test_loss", "test_top1", "test_top5"), 1 / epoch),
+        "images_per_second": clock.images_per_second,
+        "data_wait_fraction": clock.data_wait_fraction,
+        "seconds": clock.seconds,
+    }
+
+
+def seconds_of(function, *arguments):
+    began = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def terminal():
+    """Let stdout and stderr be a terminal whose content is thrown away."""
+    screen, own = pty.openpty()
+    threading.Thread(target=drain, args=(screen,), daemon=True).start()
+    with open(own, "w") as stream, contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+        yield
+
+
+def drain(screen):
+    # Reading fails once the other end is closed.
+    with contextlib.suppress(OSError):
+        while os.read(screen, 4096):
+            pass
+
+
+if __name__ == "__main__":
+    run(main)
