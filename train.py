@@ -1,5 +1,7 @@
 """Train a network: python train.py --config configs/quickstart.yaml [section.key=value …]"""
 
+import contextlib
+
 import numpy as np
 
 from src.data.datasets import load_samples
@@ -94,22 +96,21 @@ def train(config, folder, resuming, ranks):
     if step.compiled and not training.is_over():
         print("compiling the training step, which takes some seconds ...", flush=True)
 
-    progress = Progress(config.train.epochs, len(loaders[0]))
-    while not training.is_over():
-        state = training.state
-        progress.start_epoch(state.epoch + 1, state.batch)
-        own_rates = rates[state.epoch] * np.float32(state.rate_factor)
-        loader = loaders[state.epoch * len(loaders) // config.train.epochs]
-        try:
-            clock = train_epoch(training, step, loader, own_rates, progress)
-            row = training.end_epoch(judge, own_rates, clock)
-        except DivergedError as problem:
-            training.roll_back(problem)
-        except KeyboardInterrupt:
-            training.leave()
-        else:
-            progress.end_epoch(row)
-    progress.close()
+    with contextlib.closing(Progress(config.train.epochs, len(loaders[0]))) as progress:
+        while not training.is_over():
+            state = training.state
+            progress.start_epoch(state.epoch + 1, state.batch)
+            own_rates = rates[state.epoch] * np.float32(state.rate_factor)
+            loader = loaders[state.epoch * len(loaders) // config.train.epochs]
+            try:
+                clock = train_epoch(training, step, loader, own_rates, progress)
+                row = training.end_epoch(judge, own_rates, clock)
+            except DivergedError as problem:
+                training.roll_back(problem)
+            except KeyboardInterrupt:
+                training.leave()
+            else:
+                progress.end_epoch(row)
 
     summary = training.summary(params, macs)
     if ranks.is_first:

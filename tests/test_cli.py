@@ -27,7 +27,8 @@ def test_training_leaves_a_complete_run_folder_and_nothing_else(quickstart):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert [path.name for path in cwd.iterdir()] == ["run"]
-    names = ["best.ckpt", "config.yaml", "curves.png", "events", "last.ckpt", "metrics.csv", "summary.json"]
+    names = ["best.ckpt", "checkpoints", "config.yaml", "curves.png", "events", "last.ckpt"]
+    names += ["metrics.csv", "summary.json"]
     assert sorted(path.name for path in folder.iterdir()) == names
     with open(folder / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))

@@ -104,7 +104,7 @@ class Progress:
         self.spoke = now()
         self.bar = tqdm(
             total=epochs * steps_per_epoch,
-            bar_format="{desc} {percentage:3.0f}% |{bar}| {postfix}",
+            bar_format="{percentage:3.0f}% |{bar}| {desc}",
             dynamic_ncols=True,
             leave=False,
             disable=not sys.stderr.isatty(),
@@ -128,7 +128,8 @@ class Progress:
         if self.timed_from is None:
             self.timed_from = seconds, self.done
         if not self.bar.disable:
-            self.bar.set_postfix_str(self.status(loss, rate, clock), refresh=False)
+            text = f"epoch {self.epoch}/{self.epochs}  {self.status(loss, rate, clock)}"
+            self.bar.set_description_str(text, refresh=False)
             self.bar.update()
         elif seconds - self.spoke >= LINE_SECONDS:
             self.spoke = seconds

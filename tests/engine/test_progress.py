@@ -76,8 +76,8 @@ def test_the_bar_of_a_terminal(clock, monkeypatch, capsys):
         progress.step(0.75, RATE, Clock(32 * step, 0.1 * step, 0.0))
     progress.bar.refresh()
     drawn = re.split(r"[\r\n]", sys.stderr.getvalue())[-1]
-    assert re.match(r"epoch 1/2  50% \|.*\| ", drawn)
-    assert drawn.rstrip().endswith("loss 0.7500  lr 0.0125  320 images/s  0.0% waiting  ETA 6:40")
+    assert re.match(r" 50% \|.*\| epoch 1/2  loss", drawn)
+    assert drawn.rstrip().endswith("  loss 0.7500  lr 0.0125  320 images/s  0.0% waiting  ETA 6:40")
     assert capsys.readouterr().out == ""
     progress.end_epoch(ROW)
     assert capsys.readouterr().out.startswith("epoch   1/2  loss 1.5000")
