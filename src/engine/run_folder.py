@@ -59,6 +59,13 @@ class RunState:
         """Set the sums of the epoch under way to nothing."""
         self.batch, self.loss_sum, self.correct, self.images, self.epoch_seconds = 0, 0.0, 0, 0, 0.0
 
+    def rank(self, result, metric, keep):
+        """Put the `result` of an epoch, as `best`, into the ranking if it is among the `keep` best by a metric."""
+        others = [row for row in self.ranking if row["epoch"] != result["epoch"]]
+        # The earlier of equals comes first.
+        self.ranking = sorted([*others, result], key=lambda row: (*score(row, metric), row["epoch"]))[:keep]
+        self.best = self.ranking[0]
+
 
 class RunFolder:
     """Writes the record of one run; only one process at a time does."""
@@ -124,12 +131,8 @@ class RunFolder:
         for old in self.states()[keep:]:
             old.unlink()
 
-    def save_best(self, state, result, metric, keep, **content):
-        """Write the weights of the epoch that gave `result` if it is among the `keep` best; update state's ranking."""
-        others = [row for row in state.ranking if row["epoch"] != result["epoch"]]
-        # The earlier of equals comes first.
-        state.ranking = sorted([*others, result], key=lambda row: (*score(row, metric), row["epoch"]))[:keep]
-        state.best = state.ranking[0]
+    def save_best(self, state, result, **content):
+        """Write the weights of the epoch that gave `result` if it is in the state's ranking; remove those that left it."""
         if result in state.ranking:
             save_checkpoint(self.weights_path(result), epoch=result["epoch"], best=state.best, **content)
         if result is state.best:

@@ -107,6 +107,7 @@ class Training:
         state.clock = vars(total)
         state.begin_epoch()
         final = {"epoch": state.epoch, "top1": result.top1, "top5": result.top5, "loss": result.loss}
+        state.rank(final, self.config.checkpoint.metric, self.config.checkpoint.keep_best)
         if self.ranks.is_first:
             self.save_best(final, shipped)
             self.save()
@@ -126,8 +127,6 @@ class Training:
         self.folder.save_best(
             self.state,
             result,
-            self.config.checkpoint.metric,
-            self.config.checkpoint.keep_best,
             weights=self.classifier.parameters_dict() if averaged else shipped,
             average=shipped if averaged else None,
             config=self.config,

@@ -47,7 +47,8 @@ def test_the_best_epochs_are_kept(folder, metric, kept, best):
     results = [(0.5, 0.6, 0.1), (0.8, 0.6, 0.9), (0.6, 0.7, 0.3), (0.8, 0.7, 0.2), (0.7, 0.9, 0.8)]
     for epoch, (top1, top5, loss) in enumerate(results, 1):
         result = {"epoch": epoch, "top1": top1, "top5": top5, "loss": loss}
-        folder.save_best(state, result, metric, 3, **CONTENT)
+        state.rank(result, metric, 3)
+        folder.save_best(state, result, **CONTENT)
     assert names(folder) == [f"epoch-0000{epoch}.ckpt" for epoch in kept]
     assert state.best["epoch"] == best
     assert load_checkpoint(folder.path / "best.ckpt").epoch == best
@@ -143,7 +144,13 @@ def test_a_finished_run_goes_on_to_more_epochs(quickstart, script, mistake, tmp_
 
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run_or_is_rolled_back(script, tmp_path):
-    fast = ["optimizer.lr=1e6", "schedule.warmup_epochs=0", "train.epochs=1", "runtime.mode=pynative"]
+    fast = [
+        "optimizer.lr=1e6",
+        "schedule.name=constant",
+        "schedule.warmup_epochs=0",
+        "train.epochs=1",
+        "runtime.mode=pynative",
+    ]
     arguments = ["--config", QUICKSTART, *SMALL, *fast, "model.name=mobilenet_v1", "model.width=0.25"]
     done = script("train.py", *arguments, "run.dir=stops", "train.batch_size=256", cwd=tmp_path)
     assert done.returncode == 2

@@ -1,0 +1,94 @@
+"""Several processes on one machine, as msrun starts them, beside one process with the whole batch."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from src.engine.checkpoint import load_checkpoint
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.slow
+
+CONFIG = """
+model: {name: mobilenet_v1, width: 0.25, stem_stride: 1}
+data: {name: digits, image_size: 8, channels: 1, crop_fraction: 1.0, workers: 1}
+augment: {crop: none, flip: 0.0}
+train: {epochs: 1, batch_size: 128}
+optimizer: {lr: 0.1}
+log: {tensorboard: false}
+"""
+
+
+def ranks_of_two(cwd, *overrides, wait=True):
+    """Start train.py in two processes; return msrun's, ended unless told not to `wait`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    msrun = Path(sys.executable).with_name("msrun")
+    command = [
+        *(msrun, "--worker_num=2", "--local_worker_num=2", f"--master_port={port}"),
+        *("--join=True", f"--log_dir={cwd}/logs", ROOT / "train.py", *overrides),
+    ]
+    # msrun takes the first `python` of the path, as an activated environment has it.
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GLOG")} | {"PATH": path}
+    process = subprocess.Popen(
+        list(map(str, command)), cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    if wait:
+        process.log = process.communicate(timeout=600)[0].decode()
+    return process
+
+
+@pytest.mark.parametrize("changes", [["model.freeze=backbone"], ["runtime.sync_norm=true", "runtime.kernels=stock"]])
+def test_two_processes_are_one_with_the_doubled_batch(script, tmp_path, changes):
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    done = ranks_of_two(tmp_path, "--config", "c.yaml", "run.dir=two", *changes)
+    assert done.returncode == 0, done.log
+    alone = script("train.py", "--config", "c.yaml", "run.dir=one", "train.batch_size=256", *changes, cwd=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    two, one = (load_checkpoint(tmp_path / name / "last.ckpt") for name in ("two", "one"))
+    assert (two.state["updates"], one.state["updates"]) == (5, 5)
+    for name, expected in one.weights.items():
+        np.testing.assert_allclose(two.weights[name].asnumpy(), expected.asnumpy(), rtol=2e-3, atol=2e-4, err_msg=name)
+    for key in ("train_loss", "test_loss"):
+        assert two.state["rows"][0][key] == pytest.approx(one.state["rows"][0][key], rel=1e-4)
+    assert two.state["rows"][0]["train_top1"] == pytest.approx(one.state["rows"][0]["train_top1"], abs=2 / 1280)
+    if changes == ["model.freeze=backbone"]:
+        done = script("train.py", "--resume", "two", "train.epochs=2", cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert load_checkpoint(tmp_path / "two" / "last.ckpt").state["updates"] == 5 + 11
+
+
+def test_a_dying_rank_ends_all_and_the_run_goes_on_with_two(tmp_path):
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    run = ["--config", "c.yaml", "run.dir=run", "model.freeze=backbone", "checkpoint.every_steps=1"]
+    process = ranks_of_two(tmp_path, *run, "train.epochs=1000", wait=False)
+    log = []
+    for line in process.stdout:
+        log.append(line.decode())
+        if "Distributed job is spawned" in log[-1]:
+            break
+    states = tmp_path / "run" / "checkpoints"
+    while process.poll() is None and not list(states.glob("state-*.ckpt")):
+        pass
+    workers = [int(pid) for pid in children(process.pid) if "train.py" in command_of(pid)]
+    os.kill(workers[-1], signal.SIGKILL)
+    log.append(process.communicate(timeout=300)[0].decode())
+    assert process.returncode != 0, "".join(log)
+    done = ranks_of_two(tmp_path, "--resume", "run", "train.epochs=1000", "train.patience=1")
+    assert "train.patience: 1 differs from the run's" in done.log
+
+
+def children(pid):
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def command_of(pid):
+    return Path(f"/proc/{pid}/cmdline").read_text()
