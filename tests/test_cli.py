@@ -181,7 +181,9 @@ def test_interrupted_training_ends_with_one_line_and_a_usable_checkpoint(script,
             if line.startswith("epoch   1/1000"):
                 process.send_signal(number)
         said = process.stderr.read()
-    assert (process.returncode, said) == (130, "error: interrupted\n")
+    advice = "error: interrupted; go on with: python train.py --resume run\n"
+    assert (process.returncode, said) == (130, advice)
+    assert load_checkpoint(tmp_path / "run" / "last.ckpt").state["updates"] >= 44
     done = script("eval.py", "--checkpoint", "run/last.ckpt", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -123,13 +123,13 @@ def adapt_config(config, overrides):
     return make_config(config.model_dump(), overrides, source="checkpoint")
 
 
-def restore(checkpoint, path, raw=False):
+def restore(checkpoint, path):
     """Return the checkpoint's classifier in evaluation mode; `path` names the file in errors.
 
-    Its weights are their moving average where the run kept one, unless `raw` ones are asked for.
+    Its weights are their moving average where the run kept one.
     """
     classifier = create_model(checkpoint.config.model, checkpoint.config.data, len(checkpoint.classes))
-    fill(classifier.get_parameters(), checkpoint.weights if raw else checkpoint.average or checkpoint.weights, path)
+    fill(classifier.get_parameters(), checkpoint.average or checkpoint.weights, path)
     return classifier.set_train(False)
 
 

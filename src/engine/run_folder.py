@@ -132,7 +132,7 @@ class RunFolder:
             old.unlink()
 
     def save_best(self, state, result, **content):
-        """Write the weights of the epoch that gave `result` if it is in the state's ranking; remove those that left it."""
+        """Write the weights of the epoch that gave `result` if they are in the ranking; remove those that left it."""
         if result in state.ranking:
             save_checkpoint(self.weights_path(result), epoch=result["epoch"], best=state.best, **content)
         if result is state.best:

@@ -1,5 +1,6 @@
 """Several processes on one machine, as msrun starts them, beside one process with the whole batch."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -46,21 +47,25 @@ def ranks_of_two(cwd, *overrides, wait=True):
     return process
 
 
-@pytest.mark.parametrize("changes", [["model.freeze=backbone"], ["runtime.sync_norm=true", "runtime.kernels=stock"]])
-def test_two_processes_are_one_with_the_doubled_batch(script, tmp_path, changes):
+# Whole networks with BatchNorm multiply the last bit's error a hundredfold an update: they make one.
+@pytest.mark.parametrize(
+    ("batch_size", "updates", "changes"), [(128, 5, "model.freeze=backbone"), (700, 1, "runtime.sync_norm=true")]
+)
+def test_two_processes_are_one_with_the_doubled_batch(script, tmp_path, batch_size, updates, changes):
     (tmp_path / "c.yaml").write_text(CONFIG)
-    done = ranks_of_two(tmp_path, "--config", "c.yaml", "run.dir=two", *changes)
+    done = ranks_of_two(tmp_path, "--config", "c.yaml", "run.dir=two", f"train.batch_size={batch_size}", changes)
     assert done.returncode == 0, done.log
-    alone = script("train.py", "--config", "c.yaml", "run.dir=one", "train.batch_size=256", *changes, cwd=tmp_path)
+    double = f"train.batch_size={2 * batch_size}"
+    alone = script("train.py", "--config", "c.yaml", "run.dir=one", double, changes, cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
     two, one = (load_checkpoint(tmp_path / name / "last.ckpt") for name in ("two", "one"))
-    assert (two.state["updates"], one.state["updates"]) == (5, 5)
+    assert (two.state["updates"], one.state["updates"]) == (updates, updates)
     for name, expected in one.weights.items():
         np.testing.assert_allclose(two.weights[name].asnumpy(), expected.asnumpy(), rtol=2e-3, atol=2e-4, err_msg=name)
     for key in ("train_loss", "test_loss"):
         assert two.state["rows"][0][key] == pytest.approx(one.state["rows"][0][key], rel=1e-4)
     assert two.state["rows"][0]["train_top1"] == pytest.approx(one.state["rows"][0]["train_top1"], abs=2 / 1280)
-    if changes == ["model.freeze=backbone"]:
+    if updates == 5:
         done = script("train.py", "--resume", "two", "train.epochs=2", cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
         assert load_checkpoint(tmp_path / "two" / "last.ckpt").state["updates"] == 5 + 11
@@ -69,7 +74,7 @@ def test_two_processes_are_one_with_the_doubled_batch(script, tmp_path, changes)
 def test_a_dying_rank_ends_all_and_the_run_goes_on_with_two(tmp_path):
     (tmp_path / "c.yaml").write_text(CONFIG)
     run = ["--config", "c.yaml", "run.dir=run", "model.freeze=backbone", "checkpoint.every_steps=1"]
-    process = ranks_of_two(tmp_path, *run, "train.epochs=1000", wait=False)
+    process = ranks_of_two(tmp_path, *run, "train.epochs=3", wait=False)
     log = []
     for line in process.stdout:
         log.append(line.decode())
@@ -77,13 +82,16 @@ def test_a_dying_rank_ends_all_and_the_run_goes_on_with_two(tmp_path):
             break
     states = tmp_path / "run" / "checkpoints"
     while process.poll() is None and not list(states.glob("state-*.ckpt")):
-        pass
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.2)
     workers = [int(pid) for pid in children(process.pid) if "train.py" in command_of(pid)]
     os.kill(workers[-1], signal.SIGKILL)
     log.append(process.communicate(timeout=300)[0].decode())
     assert process.returncode != 0, "".join(log)
-    done = ranks_of_two(tmp_path, "--resume", "run", "train.epochs=1000", "train.patience=1")
-    assert "train.patience: 1 differs from the run's" in done.log
+    assert not (tmp_path / "run" / "summary.json").exists()
+    done = ranks_of_two(tmp_path, "--resume", "run")
+    assert done.returncode == 0, done.log
+    assert load_checkpoint(tmp_path / "run" / "last.ckpt").state["updates"] == 15
 
 
 def children(pid):
