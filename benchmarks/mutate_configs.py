@@ -45,7 +45,15 @@ SNIPPETS = [
     *("- 1\n", "---\ntrain: {epochs: 1}\n---\n{}\n", "%YAML 3.0\n---\n{}\n", "\t train: {}\n", "@", "`", "%", "{", "]"),
     *("[" * 3000, "{a: " * 3000, "train: {epochs: 2026-99-99}\n", "train: {epochs: 1_0}\n", "train: {epochs: 0x1F}\n"),
     *("train: {epochs: 1:30}\n", "train: {epochs: !!int x}\n", "train: {epochs: !!float ''}\n", "1: 2\n", "null: {}\n"),
-    *(LAUGHS, f"{LAUGHS}train: {{epochs: *l11}}\n", "a: !!binary '*'\n", "a: !!timestamp x\n", "<<: 3\n", "<<: [1]\n"),
+    *(
+        LAUGHS,
+        f"{LAUGHS}train: {{epochs: *l11}}\n",
+        "a: !!binary '*'\n",
+        "a: !!timestamp x\n",
+        "a: !!bool x\n",
+        "<<: 3\n",
+        "<<: [1]\n",
+    ),
     *("train:\n  epochs: |\n    1\n", "train: {epochs: >-\n 3}\n", '"\\ud800": 1\n', '"\\x00": 1\n', "#" * 100_000),
 ]
 OVERRIDES = ["", "null", "true", "[1", "{a: 1}", "&a [*a]", "1e5", "-3", "0", ".nan", "x", "'1'", "[]", "1e-400", "- 1"]
@@ -217,8 +225,8 @@ def indent_line(chance, text):
 
 
 def insert_snippet(chance, text):
-    lines = text.splitlines(keepends=True)
-    lines.insert(chance.choice([0, len(lines), chance.randrange(len(lines))]), chance.choice(SNIPPETS))
+    lines = text.splitlines(keepends=True) if chance.random() < 0.7 else []
+    lines.insert(chance.choice([0, len(lines), chance.randint(0, len(lines))]), chance.choice(SNIPPETS))
     return "".join(lines)
 
 
