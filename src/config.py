@@ -2,6 +2,7 @@
 
 import os
 import re
+import reprlib
 from pathlib import Path
 from typing import Annotated, Literal, Optional, Union
 
@@ -177,7 +178,7 @@ class AugmentConfig(Section):
 
 
 class TrainConfig(Section):
-    epochs: int = Field(30, ge=1)
+    epochs: int = Field(30, ge=1, le=10_000)
     batch_size: int = Field(64, ge=2)  # images a step and process; an epoch's rest waits for another epoch
     seed: int = Field(0, ge=0, lt=2**31)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
@@ -453,7 +454,10 @@ def all_keys():
 
 def shown(value):
     """Return a value for an error message, cut where it would fill the screen."""
-    text = repr(value)
+    brief = reprlib.Repr()
+    # Aliases can make a few lines of YAML a list of millions.
+    brief.maxlevel, brief.maxlist, brief.maxdict, brief.maxstring, brief.maxother = 3, 20, 20, 100, 100
+    text = brief.repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -487,3 +491,6 @@ def parse_yaml(text, source):
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         raise UserError(f"{source}: is not valid YAML: {getattr(error, 'problem', None) or error}{where}") from None
+    except (AttributeError, LookupError):
+        # What PyYAML makes of !!timestamp x, !!bool x or an empty !!int.
+        raise UserError(f"{source}: is not valid YAML: a value does not fit its tag") from None

@@ -6,12 +6,16 @@ from src.errors import UserError
 from tests.conftest import ROOT
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+# A list of 9**12 elements in a few lines.
+NESTED_ALIASES = b"x:\n- &l0 [0]\n" + b"".join(
+    b"- &l%d [%s]\n" % (i, b", ".join([b"*l%d" % (i - 1)] * 9)) for i in range(1, 13)
+)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_shipped_configs_load_and_say_how_to_run_them(path):
     load_config(path)
-    load_config(path, ["train.epochs=1"])
+    load_config(path, ["train.epochs=1", "schedule.warmup_epochs=0"])
     head = path.read_text().split("\nmodel:")[0]
     assert f"python train.py --config {path.relative_to(ROOT)}" in head
     assert "https://arxiv.org/abs/" in head
@@ -55,6 +59,7 @@ def test_resolved_config_reads_back_the_same(path, tmp_path):
         ("augment.scale=[1, 0.1]", "augment.scale: [1.0, 0.1] must be"),
         ("train.epochs=2.5", "train.epochs: 2.5"),
         ("train.epochs=yes", "train.epochs: True"),
+        ("train.epochs=100000000000000000000000", "train.epochs: 100000000000000000000000: input should be less"),
         ("train.batch_size=1", "train.batch_size: 1"),
         ("train.label_smoothing=1.0", "train.label_smoothing: 1.0"),
         ("optimizer.lr=.nan", "optimizer.lr: nan"),
@@ -89,7 +94,12 @@ def test_bad_override_is_named(override, said):
         (b"train: !!python/object/apply:os.getcwd []\n", "is not valid YAML"),
         (b"1: {a: 2}\n", "is not text"),
         (b"train: {epochs: 2026-99-99}\n", "is not valid YAML"),
+        (b"train: {epochs: !!timestamp x}\n", "a value does not fit its tag"),
+        (b"train: {epochs: !!bool x}\n", "a value does not fit its tag"),
+        (b"train: {epochs: !!int ''}\n", "a value does not fit its tag"),
         (b"[" * 1200, "config.yaml: is"),
+        (NESTED_ALIASES, "x: unknown key"),
+        (NESTED_ALIASES.replace(b"x:", b"train:"), "train: [["),
     ],
 )
 def test_bad_file_is_named(text, said, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 from PIL import Image
@@ -121,6 +122,27 @@ def test_plot_schedule_of_two_configs(script, tmp_path):
     assert Image.open(tmp_path / "out" / "lr.png").size[0] > 800
 
 
+@pytest.mark.slow
+def test_plan_follows_its_arithmetic(script, tmp_path):
+    (tmp_path / "c.yaml").write_text("model: {name: mobilenet_v2}\ntrain: {epochs: 10, batch_size: 100}\n")
+    devices = ["--device", "v100", "--devices", "4", "--images", "1000000"]
+    done = script("tools/plan.py", "--config", "c.yaml", *devices, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    heads, row = (re.split(r"  +", line) for line in done.stdout.splitlines()[2:])
+    found = {head: float(value.replace(",", "")) for head, value in zip(heads[1:], row[1:])}
+    params, macs = 3504872, 300774272
+    assert found["M MACs"] == pytest.approx(macs / 1e6, abs=0.05)
+    assert found["us comp."] == pytest.approx(6 * macs / (0.3 * 125e12) * 1e6, abs=0.05)
+    assert found["us mem."] == pytest.approx(found["MB moved"] / (0.6 * 0.9), rel=1e-3)
+    assert found["img/s 1"] == pytest.approx(1e6 / found["us mem."], rel=1e-3)
+    assert found["img/s N"] == pytest.approx(4 * found["img/s 1"], abs=4)
+    assert found["days"] == pytest.approx(10 * 1e6 / found["img/s N"] / 86400, abs=0.006)
+    # Weights, gradients and the two numbers of momentum SGD.
+    assert found["GB fixed"] == pytest.approx(16 * params / 1e9, abs=0.006)
+    assert found["largest"] == pytest.approx((32 - 16 * params / 1e9) / (found["GB maps"] / 100), rel=2e-3)
+    assert found["ms sent"] == pytest.approx(2 * 3 / 4 * 4 * params / 12.5e9 * 1e3, abs=0.05)
+
+
 @pytest.mark.parametrize(
     ("tool", "arguments", "part"),
     [
@@ -141,6 +163,8 @@ def test_plot_schedule_of_two_configs(script, tmp_path):
         ("plot_schedule", ["--config", CONFIG, "--output", "p.pdf"], "--output p.pdf: must end with .png"),
         ("plot_schedule", ["--config", CONFIG, "data.name=digits", "data.root=null", "--ranks", "99"], "has only 1433"),
         ("plot_schedule", ["--config", CONFIG, "schedule.name=step"], "schedule.step_epochs: must be given for step"),
+        ("plan", ["--config", CONFIG, "--device", "a10"], "--device a10: is not one of ascend910, a100, v100"),
+        ("plan", ["--config", CONFIG, "--devices", "0"], "--devices and --images must be at least 1"),
         ("guidelines", ["--channels", "4"], "--channels 4: must be at least 8"),
         ("guidelines", ["--device", "tpu"], "runtime.device: 'tpu' is not one of"),
     ],

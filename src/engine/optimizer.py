@@ -152,28 +152,25 @@ class LAMB(AdamW):
     def __init__(self, groups, betas, epsilon):
         super().__init__(groups, betas, epsilon)
         self.adapts = [parameters[0].ndim > 1 for parameters, _, _ in groups]
-        self.descend = ops.ApplyGradientDescent()
         self.shares = [1 - beta for beta in betas]
 
     def update(self, i, own, gradients, rate, shared):
         if not self.adapts[i]:
             return super().update(i, own, gradients, rate, shared)
         settings = (rate, shared[0], shared[1], self.shares[0], self.shares[1], self.epsilon, self.decays[i])
-        rule = ops.partial(update_lamb, self.descend, settings)
+        rule = ops.partial(update_lamb, settings)
         return self.map(rule, self.parameters[own], gradients, self.first[own], self.second[own])
 
 
-def update_lamb(descend, settings, weight, gradient, first, second):
+def update_lamb(settings, weight, gradient, first, second):
     rate, correction1, correction2, share1, share2, epsilon, decay = settings
-    mean = ops.lerp(first, gradient, share1)
-    mean_square = ops.lerp(second, gradient * gradient, share2)
+    mean = ops.assign_add(first, share1 * (gradient - first))
+    mean_square = ops.assign_add(second, share2 * (gradient * gradient - second))
     direction = mean / correction1 / (ops.sqrt(mean_square / correction2) + epsilon) + decay * weight
     # Not ops.L2Loss, which loses four digits on large tensors of the CPU.
     old, new = ops.reduce_sum(weight * weight), ops.reduce_sum(direction * direction)
     ratio = ops.select(ops.minimum(old, new) > 0, ops.sqrt(old / new), ops.ones_like(old))
-    ops.assign(first, mean)
-    ops.assign(second, mean_square)
-    return descend(weight, rate * ratio, direction)
+    return ops.assign_sub(weight, rate * ratio * direction)
 
 
 class Lion(Optimizer):
@@ -185,20 +182,20 @@ class Lion(Optimizer):
     def __init__(self, groups, betas):
         super().__init__(groups)
         self.momenta = self.make_slot("momentum")
-        self.descend = ops.ApplyGradientDescent()
         self.shares = [1 - beta for beta in betas]
 
     def update(self, i, own, gradients, rate, shared):
-        rule = ops.partial(update_lion, self.descend, rate, self.decays[i], self.shares[0], self.shares[1])
+        rule = ops.partial(update_lion, rate, self.decays[i], self.shares[0], self.shares[1])
         return self.map(rule, self.parameters[own], gradients, self.momenta[own])
 
 
-def update_lion(descend, rate, decay, share1, share2, weight, gradient, momentum):
-    direction = ops.sign(ops.lerp(momentum, gradient, share1))
+def update_lion(rate, decay, share1, share2, weight, gradient, momentum):
+    step = gradient - momentum
+    direction = ops.sign(momentum + share1 * step)
     if decay > 0:
         direction = direction + decay * weight
-    ops.assign(momentum, ops.lerp(momentum, gradient, share2))
-    return descend(weight, rate, direction)
+    ops.assign_add(momentum, share2 * step)
+    return ops.assign_sub(weight, rate * direction)
 
 
 def create_optimizer(config, classifier):
