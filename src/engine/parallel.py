@@ -95,9 +95,12 @@ def channelwise(values):
 def synchronise_norms(network, ranks):
     """Let every BatchNorm of the `network` use the statistics of all ranks' images; parameters and names stay."""
     for cell in [cell for _, cell in network.cells_and_names()]:
-        for name, child in list(cell.name_cells().items()):
+        for i, (name, child) in enumerate(list(cell.name_cells().items())):
             if isinstance(child, nn.BatchNorm2d):
                 names = [parameter.name for parameter in child.get_parameters()]
-                setattr(cell, name, SyncNorm(child, ranks))
+                if isinstance(cell, nn.SequentialCell):
+                    cell[i] = SyncNorm(child, ranks)
+                else:
+                    setattr(cell, name, SyncNorm(child, ranks))
                 for parameter, old in zip(child.get_parameters(), names):
                     parameter.name = old
