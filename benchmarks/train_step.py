@@ -22,7 +22,7 @@ from src.config import make_config
 from src.engine.device import use_device
 from src.engine.files import write_json
 from src.engine.optimizer import create_optimizer
-from src.engine.step import make_eval_step, make_train_step
+from src.engine.step import TrainStep, make_eval_step
 from src.errors import ArgumentParser, UserError, run
 from src.kernels import use_kernels
 from src.models import create_model
@@ -155,7 +155,7 @@ def make_step(config, batch, forward):
     if forward:
         infer = make_eval_step(classifier, compiled=True)
         return lambda: infer(ms.Tensor(images)).asnumpy()
-    train = make_train_step(classifier, create_optimizer(config, classifier), 0.0, compiled=True)
+    train = TrainStep(classifier, create_optimizer(config, classifier), config)
     rate = ms.Tensor(np.float32(0.01))
     return lambda: train(ms.Tensor(images), ms.Tensor(labels), rate)[0].asnumpy()
 

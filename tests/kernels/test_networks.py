@@ -7,7 +7,7 @@ from mindspore import nn
 
 from src.config import make_config
 from src.engine.optimizer import create_optimizer
-from src.engine.step import make_train_step
+from src.engine.step import TrainStep
 from src.kernels import build as build_module
 from src.kernels import use_kernels
 from src.models import NETWORKS, create_model
@@ -85,8 +85,8 @@ def test_steps_are_bit_identical_on_any_number_of_threads(name):
     for threads in (1, 2, 2, 3):
         network = build(name, {}, "native").set_train(True)
         build_module.load(build_module.build(), threads)
-        config = make_config({})
-        step = make_train_step(network, create_optimizer(config, network), 0.1, compiled=False)
+        config = make_config({"train": {"label_smoothing": 0.1}, "runtime": {"mode": "pynative"}})
+        step = TrainStep(network, create_optimizer(config, network), config)
         for _ in range(3):
             step(images, labels, ms.Tensor(0.1, ms.float32))
         results.append({parameter.name: parameter.asnumpy() for parameter in network.get_parameters()})
@@ -98,13 +98,13 @@ def test_steps_are_bit_identical_on_any_number_of_threads(name):
 @pytest.mark.parametrize("part", [1, 2, "backbone"])
 def test_frozen_part_keeps_weights_and_statistics(name, part):
     own = {"name": name, "width": min(NETWORKS[name].variants), "freeze": part}
-    config = make_config({"model": own, "runtime": {"kernels": "native"}})
+    config = make_config({"model": own, "runtime": {"kernels": "native", "mode": "pynative"}})
     network = create_model(config.model, config.data, 3)
     network.freeze(part)
     frozen = {parameter.name for cell in network.frozen for parameter in cell.get_parameters()}
     before = {parameter.name: parameter.asnumpy().copy() for parameter in network.get_parameters()}
     use_kernels(network, config.runtime)
-    step = make_train_step(network.set_train(True), create_optimizer(config, network), 0.0, compiled=False)
+    step = TrainStep(network.set_train(True), create_optimizer(config, network), config)
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     step(ms.Tensor(images), ms.Tensor(np.int32([0, 1, 2, 0])), ms.Tensor(0.1, ms.float32))
     changed = {
