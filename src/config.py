@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Optional, Union
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from src.data.datasets import DATASETS
+from src.data.datasets import DATASETS, DOWNLOADABLE
 from src.errors import UserError, did_you_mean
 from src.models import MINDCV, NETWORKS, mindcv_networks
 
@@ -131,13 +131,17 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def resolve(self):
-        default_root = DATASETS[self.name].default_root
-        if self.name == "digits" and self.root is not None:
-            raise ValueError(f"root: {self.root!r} is not used: digits comes with scikit-learn, leave it out")
-        if self.root is None and self.name != "digits":
-            if default_root is None:
+        dataset = DATASETS[self.name]
+        if not dataset.needs_root and self.root is not None:
+            raise ValueError(f"root: {self.root!r} is not used: {self.name} comes with scikit-learn, leave it out")
+        if self.download and self.name not in DOWNLOADABLE:
+            raise ValueError(f"download: true is for {listed(DOWNLOADABLE)} only, not {self.name}")
+        if self.val_fraction is not None and not dataset.takes_fraction:
+            raise ValueError(f"val_fraction: {self.val_fraction} is for image folders only, not {self.name}")
+        if self.root is None and dataset.needs_root:
+            self.root = f"data/{self.name}" if self.download else dataset.default_root
+            if self.root is None:
                 raise ValueError(f"root: the folder of {self.name} must be given")
-            self.root = default_root
         if self.workers is None:
             self.workers = min(os.cpu_count() or 1, 8)
         imagenet = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}

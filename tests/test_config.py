@@ -48,7 +48,7 @@ def test_resolved_config_reads_back_the_same(path, tmp_path):
         ("model.stem_stride=3", "model.stem_stride: 3 is not one of 1, 2"),
         ("model.stem_stride=true", "model.stem_stride: True"),
         ("model.dropout=1", "model.dropout: 1"),
-        ("data.name=cifar", "data.name: 'cifar' is not one of digits, fashion_mnist, image_folder"),
+        ("data.name=cifar", "data.name: 'cifar' is not one of digits, mnist, fashion_mnist, cifar10"),
         ("data.name=image_folder", "data.root: the folder of image_folder must be given"),
         ("data.root=x", "data.root: 'x' is not used"),
         ("data.mean=[0.5]", "data.mean: [0.5] has 1 numbers, but data.channels is 3"),

@@ -5,7 +5,7 @@ from PIL import Image
 from src.config import make_config
 from src.data.datasets import Samples, load_samples
 from src.data.loading import Loader, eval_loader, train_loader
-from src.data.transforms import eval_transforms, train_transforms
+from src.data.transforms import eval_view, train_view
 from src.errors import UserError
 
 
@@ -21,10 +21,10 @@ def settings(size=8, batch_size=4, channels=1, **augment):
     return make_config({"data": data, "train": train, "augment": {"crop": "none", "flip": 0.0, **augment}})
 
 
-def run(operations, image, repeats=1):
+def run(view, image, repeats=1):
     """Send one image through the pipeline `repeats` times."""
     samples = Samples(np.stack([image] * repeats), np.zeros(repeats, np.int32), ["only"])
-    return np.concatenate([images for images, _ in Loader(samples, operations, repeats, workers=1, seed=0).epoch()])
+    return np.concatenate([images for images, _ in Loader(samples, view, repeats, workers=1, seed=0).epoch()])
 
 
 @pytest.mark.parametrize("count", [1, 4, 10, 12])
@@ -98,14 +98,14 @@ def test_pad_crop_is_a_window_of_the_padded_image():
     config = settings(crop="pad", padding=2)
     padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
     windows = {padded[top : top + 8, left : left + 8].tobytes() for top in range(5) for left in range(5)}
-    seen = {crop.tobytes() for crop in run(train_transforms(config.data, config.augment, False), image, 300)}
+    seen = {crop.tobytes() for crop in run(train_view(config.data, config.augment, False), image, 300)}
     assert seen == windows
 
 
 def test_flip_mirrors_about_half_of_the_images():
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 1), dtype=np.uint8)
     config = settings(flip=0.5)
-    out = run(train_transforms(config.data, config.augment, False), image, 400)
+    out = run(train_view(config.data, config.augment, False), image, 400)
     mirrored = (out == image[:, ::-1]).all((1, 2, 3))
     assert (mirrored | (out == image).all((1, 2, 3))).all()
     assert 150 < mirrored.sum() < 250
@@ -114,7 +114,7 @@ def test_flip_mirrors_about_half_of_the_images():
 def test_resized_crop_of_the_whole_image_is_a_resize():
     image = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
     config = settings(size=9, channels=3, crop="resized", scale=[1.0, 1.0], ratio=[1.0, 1.0])
-    assert (run(train_transforms(config.data, config.augment, False), image) == image).all()
+    assert (run(train_view(config.data, config.augment, False), image) == image).all()
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 60), (60, 40), (37, 37)])
@@ -122,7 +122,7 @@ def test_evaluation_is_the_centre_of_the_resized_image(height, width):
     smooth = np.add.outer(np.arange(height) * 2, np.arange(width) * 2)[..., None] * np.ones(3)
     image = smooth.astype(np.uint8)
     config = make_config({"data": {"image_size": 28, "crop_fraction": 0.875}})
-    (out,) = run(eval_transforms(config.data, False), image)
+    (out,) = run(eval_view(config.data, False), image)
     scale = 32 / min(height, width)
     size = (round(width * scale), round(height * scale))
     resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, reducing_gap=None)).astype(int)
