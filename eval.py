@@ -23,7 +23,9 @@ from src.kernels import use_kernels
 def main():
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", required=True, help="a best.ckpt or last.ckpt of train.py")
-    parser.add_argument("--split", choices=SPLITS, help="which images to evaluate (default: what training evaluated on)")
+    parser.add_argument(
+        "--split", choices=SPLITS, help="which images to evaluate (default: what training evaluated on)"
+    )
     parser.add_argument("--json", metavar="PATH", help="also write the metrics there, and the confusion matrix as PNG")
     parser.add_argument("--images", metavar="FILE_OR_FOLDER", help="predict these images instead of evaluating a split")
     parser.add_argument(

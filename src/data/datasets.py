@@ -5,14 +5,14 @@ from typing import Callable, Optional
 
 import numpy as np
 
-from src.data.arrays import load_cifar, load_digits, load_fashion_mnist, load_mnist
+from src.data.arrays import array_splits, load_cifar, load_digits, load_fashion_mnist, load_mnist
 from src.data.download import SOURCES, download
-from src.data.folders import check_images, load_csv, load_image_folder, load_imagenet
+from src.data.folders import check_images, csv_splits, folder_splits, load_csv, load_image_folder, load_imagenet
 from src.data.mindrecord import read_description, read_split
 from src.data.samples import Samples
 from src.errors import UserError
 
-__all__ = ["DATASETS", "DOWNLOADABLE", "SPLITS", "Samples", "check_images", "load_samples"]
+__all__ = ["DATASETS", "DOWNLOADABLE", "SPLITS", "Samples", "check_images", "load_samples", "splits_of"]
 
 SPLITS = ("train", "val", "test")
 
@@ -25,6 +25,7 @@ class Dataset:
     """
 
     load: Callable
+    splits: Callable  # splits(data): which of SPLITS it has
     default_root: Optional[str] = None
     needs_root: bool = True
     takes_fraction: bool = False  # data.val_fraction
@@ -45,6 +46,15 @@ def load_samples(data, split, classes=None):
     return samples
 
 
+def splits_of(data):
+    """Return which of SPLITS the dataset of the config's section `data` has."""
+    return DATASETS[data.name].splits(data)
+
+
+def mindrecord_splits(data):
+    return tuple(read_description(data.root)["splits"])
+
+
 def load_mindrecord(data, split, classes):
     """What tools/make_mindrecord.py packed."""
     description = read_description(data.root)
@@ -62,14 +72,14 @@ def load_mindrecord(data, split, classes):
 
 
 DATASETS = {
-    "digits": Dataset(load_digits, needs_root=False),
-    "mnist": Dataset(load_mnist, default_root="data/mnist"),
-    "fashion_mnist": Dataset(load_fashion_mnist, default_root="/usr/share/datasets/fashion-mnist"),
-    "cifar10": Dataset(load_cifar, default_root="data/cifar10"),
-    "cifar100": Dataset(load_cifar, default_root="data/cifar100"),
-    "image_folder": Dataset(load_image_folder, takes_fraction=True),
-    "imagenet": Dataset(load_imagenet, takes_fraction=True),
-    "csv": Dataset(load_csv),
-    "mindrecord": Dataset(load_mindrecord),
+    "digits": Dataset(load_digits, array_splits, needs_root=False),
+    "mnist": Dataset(load_mnist, array_splits, default_root="data/mnist"),
+    "fashion_mnist": Dataset(load_fashion_mnist, array_splits, default_root="/usr/share/datasets/fashion-mnist"),
+    "cifar10": Dataset(load_cifar, array_splits, default_root="data/cifar10"),
+    "cifar100": Dataset(load_cifar, array_splits, default_root="data/cifar100"),
+    "image_folder": Dataset(load_image_folder, folder_splits, takes_fraction=True),
+    "imagenet": Dataset(load_imagenet, folder_splits, takes_fraction=True),
+    "csv": Dataset(load_csv, csv_splits),
+    "mindrecord": Dataset(load_mindrecord, mindrecord_splits),
 }
 DOWNLOADABLE = tuple(SOURCES)

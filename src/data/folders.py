@@ -66,6 +66,18 @@ def load_folders(data, split, classes, readable):
     )
 
 
+def folder_splits(data):
+    """Return which splits an image folder has."""
+    if data.val_fraction is not None:
+        return ("train", "val")
+    return tuple(name for name in ("train", "val", "test") if (Path(data.root) / name).is_dir())
+
+
+def csv_splits(data):
+    """Return which splits have a table."""
+    return tuple(name for name in ("train", "val", "test") if (Path(data.root) / f"{name}.csv").is_file())
+
+
 def split_folder(data, split):
     """Return the folder that holds a split's class folders."""
     root = Path(data.root)

@@ -7,8 +7,10 @@ it gets sound, upright JPEG and PNG as they are, and anything else goes through 
 import io
 import os
 import zlib
+from pathlib import Path
 
 import numpy as np
+from mindspore.dataset import vision
 from PIL import Image
 
 from src.data.jpeg import MAX_PIXELS, check_jpeg
@@ -137,6 +139,30 @@ def decode(content):
         raise ImageError("is no image" if kind is None else f"is a damaged {kind} image") from None
     except Exception as error:  # on damaged files Pillow raises whatever its parsers meet
         raise ImageError(f"is a damaged image: {error}") from None
+
+
+def size_of(content):
+    """Return (width, height) of what `decodable` returned."""
+    with Image.open(io.BytesIO(content)) as image:
+        return image.size
+
+
+def decoder_takes(content, operations=()):
+    """Tell whether MindSpore's decoder, and further `operations`, take what `decodable` returned."""
+    encoded = np.frombuffer(content, np.uint8)
+    try:
+        for operation in (vision.Decode(), *operations):
+            operation(encoded)
+    except RuntimeError:
+        remove_left_behind()
+        return False
+    return True
+
+
+def remove_left_behind():
+    """Remove the copy of a bad image that MindSpore's decoder leaves in the working folder."""
+    for left_behind in Path().glob("abnormal_image.*"):
+        left_behind.unlink(missing_ok=True)
 
 
 def orientation_of(exif):

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import mindspore.dataset as ds
 import numpy as np
-from mindspore.dataset import vision
 from PIL import Image
 
-from src.data.formats import ImageError, bitmap, decodable
+from src.data.formats import ImageError, bitmap, decodable, decoder_takes, remove_left_behind
 from src.data.mindrecord import Packed
 from src.data.transforms import eval_view, train_view
 from src.errors import UserError
@@ -59,10 +58,7 @@ class Files:
             index, content = selection.read(position)
             if content is None or index in self.refused:
                 continue
-            try:
-                for operation in (vision.Decode(), operations[0]):
-                    operation(np.frombuffer(content, np.uint8))
-            except RuntimeError:
+            if not decoder_takes(content, operations[:1]):
                 self.refused.add(index)
                 self.sound[index] = False
                 return True
@@ -204,9 +200,8 @@ class Loader:
                 return
             except RuntimeError as error:
                 remove_left_behind()
-                found = self.files and self.files.find_refused(selection, skip * self.batch_size, self.view.rows)
-                remove_left_behind()
-                if not found:
+                start = skip * self.batch_size
+                if not (self.files and self.files.find_refused(selection, start, self.view.rows)):
                     raise UserError(f"the data pipeline failed: {reason_of(error)}") from error
 
     def refuse_bad(self, index):
@@ -281,12 +276,6 @@ def with_channels(samples, channels):
     else:
         images = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in samples.images])[..., None]
     return replace(samples, images=images)
-
-
-def remove_left_behind():
-    """Remove the copy of a bad image that MindSpore's decoder leaves in the working folder."""
-    for left_behind in Path().glob("abnormal_image.*"):
-        left_behind.unlink()
 
 
 def reason_of(error):

@@ -5,6 +5,7 @@ and, of arrays, their shape. An image is a record of bytes: an encoded file that
 array's pixels.
 """
 
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,24 +35,26 @@ class Packed:
         return Packed(self.files, self.indices[chosen])
 
     def pipeline(self, order, workers):
-        """Return MindSpore's dataset of the one column `image`, bytes as uint8 (n), in the given order."""
+        """Return MindSpore's dataset of the one column `image`, an array (1) of bytes, in the given order."""
         numbers = [int(number) for number in self.indices[order]]
         sampler = ds.SubsetSampler(numbers)
         return ds.MindDataset(list(self.files), ["image"], num_parallel_workers=workers, sampler=sampler)
 
 
-def write_split(folder, split, contents, count, shards):
-    """Write the bytes that `contents` yields, `count` of them, into `shards` files; return the files' names."""
-    writer = FileWriter(str(Path(folder) / f"{split}.mindrecord"), shard_num=shards)
-    writer.add_schema({"number": {"type": "int32"}, "image": {"type": "bytes"}}, "images")
-    records = []
-    for number, content in enumerate(contents):
-        records.append({"number": number, "image": content})
-        if len(records) == RECORDS_AT_ONCE or number == count - 1:
+def write_split(folder, split, contents, per_file):
+    """Write the bytes that `contents` yields into MindRecord files of `per_file` images each; return their names."""
+    names = []
+    contents = iter(contents)
+    while first := list(itertools.islice(contents, 1)):
+        names.append(f"{split}-{len(names):03d}.mindrecord")
+        # A writer of several files would deal its rows out to them, and mix up their order.
+        writer = FileWriter(str(Path(folder) / names[-1]), shard_num=1)
+        writer.add_schema({"image": {"type": "bytes"}}, "images")
+        own = itertools.chain(first, itertools.islice(contents, per_file - 1))
+        while records := [{"image": content} for content in itertools.islice(own, RECORDS_AT_ONCE)]:
             writer.write_raw_data(records)
-            records = []
-    writer.commit()
-    return sorted(path.name for path in Path(folder).glob(f"{split}.mindrecord*") if path.suffix != ".db")
+        writer.commit()
+    return names
 
 
 def read_description(root):
@@ -80,6 +83,6 @@ def read_split(root, described):
         return packed
     rows = packed.pipeline(packed.indices, 1).create_tuple_iterator(num_epochs=1, output_numpy=True)
     try:
-        return np.stack([pixels.reshape(described["shape"]) for (pixels,) in rows])
+        return np.stack([np.frombuffer(row.tobytes(), np.uint8).reshape(described["shape"]) for (row,) in rows])
     except (RuntimeError, ValueError):
         raise UserError(f"{files[0]}: is damaged, or does not belong to {DESCRIPTION}") from None

@@ -13,6 +13,7 @@ import numpy as np
 from mindspore.dataset import vision
 
 ERASED_AREA, ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)  # torchvision's, after Zhong et al. (arxiv.org/abs/1708.04896)
+STEPS = 30  # RandAugment's scale of magnitudes
 ERASING_ATTEMPTS = 10  # to draw a rectangle that fits
 
 
@@ -70,12 +71,55 @@ def train_rows(data, augment, are_files, recolours, fill):
     if augment.color_jitter:
         rows.append(vision.RandomColorAdjust(augment.color_jitter, augment.color_jitter, augment.color_jitter))
     if augment.auto == "randaugment":
-        rows.append(vision.RandAugment(augment.num_ops, augment.magnitude, fill_value=fill))
+        rows += [vision.RandomSelectSubpolicy(randaugment(augment.magnitude, fill))] * augment.num_ops
     elif augment.auto == "trivialaugment":
-        rows.append(vision.TrivialAugmentWide(fill_value=fill))
+        rows.append(vision.RandomSelectSubpolicy(trivialaugment(fill)))
     elif augment.auto == "autoaugment":
         rows.append(vision.AutoAugment(fill_value=fill))
     return [*rows, *(to_gray(data) if are_files or recolours else [])]
+
+
+def randaugment(magnitude, fill):
+    """Return the choices of RandAugment (Cubuk et al., arxiv.org/abs/1909.13719, table 6) at a magnitude of 0..30.
+
+    MindSpore's own (2.7.0, as its TrivialAugmentWide) moves each translated image out of sight: 2 of 14 are blank.
+    """
+    strongest = {"shear": 0.3, "translate": 150 / 331, "rotate": 30.0, "enhance": 0.9, "bits": 4}
+    return choices(magnitude / STEPS, strongest, fill)
+
+
+def trivialaugment(fill):
+    """Return the choices of TrivialAugment's wide space (Mueller and Hutter, arxiv.org/abs/2103.10158, table 3).
+
+    Translations of up to 32 pixels are taken for those of 224.
+    """
+    strongest = {"shear": 0.99, "translate": 32 / 224, "rotate": 135.0, "enhance": 0.99, "bits": 6}
+    return [choice for step in range(STEPS + 1) for choice in choices(step / STEPS, strongest, fill)]
+
+
+def choices(strength, strongest, fill):
+    """Return RandAugment's 14 operations at a `strength` of 0..1, each twice: towards either side if it has two."""
+    operations = []
+    for sign in (-1, 1):
+        angle = sign * math.degrees(math.atan(strength * strongest["shear"]))
+        shift, factor = sign * strength * strongest["translate"], 1 + sign * strength * strongest["enhance"]
+        operations += [
+            vision.Affine(0.0, [0.0, 0.0], 1.0, [angle, 0.0], fill_value=fill),
+            vision.Affine(0.0, [0.0, 0.0], 1.0, [0.0, angle], fill_value=fill),
+            vision.Affine(0.0, [shift, 0.0], 1.0, [0.0, 0.0], fill_value=fill),
+            vision.Affine(0.0, [0.0, shift], 1.0, [0.0, 0.0], fill_value=fill),
+            vision.Rotate(sign * strength * strongest["rotate"], fill_value=fill),
+            vision.AdjustBrightness(factor),
+            vision.AdjustSaturation(factor),
+            vision.AdjustContrast(factor),
+            vision.AdjustSharpness(factor),
+            vision.Posterize(8 - round(strength * strongest["bits"])),
+            vision.Solarize((255 * (1 - strength), 255)),
+            vision.AutoContrast(),
+            vision.Equalize(),
+        ]
+    identity = (vision.AutoContrast(), 0.0)
+    return [[(operation, 1.0)] for operation in operations] + [[identity], [identity]]
 
 
 def resize_and_crop(data):
