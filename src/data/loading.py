@@ -53,12 +53,15 @@ class Files:
         return usable
 
     def find_refused(self, selection, start, operations):
-        """Find the first image from position `start` on that MindSpore's decoder refuses; tell whether there is one."""
+        """Find the first image from position `start` on that MindSpore's decoder refuses; tell whether there is one.
+
+        It goes through Pillow from then on, and is bad if that does not help.
+        """
         for position in range(start, len(selection)):
             index, content = selection.read(position)
-            if content is None or index in self.refused:
-                continue
-            if not decoder_takes(content, operations[:1]):
+            if content is not None and not decoder_takes(content, operations[:1]):
+                if index in self.refused:
+                    self.bad[index] = f"{self.samples.images[index]}: is an image that MindSpore cannot decode"
                 self.refused.add(index)
                 self.sound[index] = False
                 return True
