@@ -59,8 +59,8 @@ def main():
     result = evaluate(classifier, step, batches)
     for note in samples.notes:
         print(f"note: {note}")
-    if batches.bad_images:
-        print(f"bad images left out (data.on_bad_image): {batches.bad_images:,}")
+    if batches.bad:
+        print(f"bad images left out (data.on_bad_image): {len(batches.bad):,}")
     print_evaluation(result, classes)
     if args.json:
         write_evaluation(result, classes, args.json)

@@ -134,9 +134,15 @@ class Loader:
         return -(-len(range(self.rank, len(self.samples), self.ranks)) // self.batch_size)
 
     @property
-    def bad_images(self):
-        """The number of bad images met so far, which were replaced or left out."""
-        return len(self.files.bad) if self.files else 0
+    def bad(self):
+        """The bad images met so far, which were replaced or left out: what is wrong with them, by index."""
+        return self.files.bad if self.files else {}
+
+    def sources(self):
+        """Return the paths of the images that an evaluation has shown, in order, or None if they are no files."""
+        if self.files is None:
+            return None
+        return [self.samples.images[index] for index in self.order(0) if index not in self.bad]
 
     def order(self, epoch):
         """Return the indices of an epoch's images."""
@@ -187,6 +193,7 @@ class Loader:
     def from_pipeline(self, order, epoch, skip):
         """Yield batches of MindSpore's pipeline; it is started once more for a file that its decoder refuses."""
         selection = Selection(self.samples, order, self.files, replace=self.skip_bad and self.seed is not None)
+        first, shown = skip, 0
         while True:
             try:
                 for images, *labels in self.run_pipeline(selection, epoch, skip):
@@ -199,13 +206,16 @@ class Loader:
                         self.refuse_bad(int(chosen[good.argmin()]))
                         images, labels = images[good], labels[good]
                     if len(labels):
+                        shown += len(labels)
                         yield images, labels
-                return
+                break
             except RuntimeError as error:
                 remove_left_behind()
                 start = skip * self.batch_size
                 if not (self.files and self.files.find_refused(selection, start, self.view.rows)):
                     raise UserError(f"the data pipeline failed: {reason_of(error)}") from error
+        if not shown and first < len(self):
+            raise UserError(f"data.on_bad_image: skip: none of the {len(order):,} images to evaluate can be decoded")
 
     def refuse_bad(self, index):
         """Raise the `UserError` of a bad image unless bad ones are to be left out."""
@@ -268,6 +278,14 @@ def eval_loader(config, samples, batch_size=None, rank=0, ranks=1):
     skip_bad = config.data.on_bad_image == "skip"
     batch_size = batch_size or config.train.batch_size
     return Loader(samples, view, batch_size, workers, rank=rank, ranks=ranks, skip_bad=skip_bad)
+
+
+def count_bad(loaders, ranks):
+    """Return how many images of one set, different ones, its `loaders` on all `ranks` found bad."""
+    found = np.zeros(len(loaders[0].samples), np.int64)
+    for loader in loaders:
+        found[[*map(int, loader.bad)]] = 1
+    return int(np.count_nonzero(ranks.sum(found)))
 
 
 def with_channels(samples, channels):

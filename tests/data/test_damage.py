@@ -39,10 +39,10 @@ def test_no_image_is_lost_without_being_counted(damaged_photos, capfd):
     batches = eval_loader(config, test)
     for _ in range(2):
         seen = [label for _, labels in batches.epoch() for label in labels]
-        assert len(seen) + batches.bad_images == GOOD + DAMAGED
+        assert len(seen) + len(batches.bad) == GOOD + DAMAGED
         assert seen.count(0) == GOOD
     # A flipped bit may leave a picture, but most of these are none.
-    assert DAMAGED / 3 < batches.bad_images < DAMAGED
+    assert DAMAGED / 3 < len(batches.bad) < DAMAGED
     batches = train_loader(config, train)
     for epoch in (1, 2):
         assert [images.shape for images, _ in batches.epoch(epoch)] == [(16, 32, 32, 3)] * ((GOOD + DAMAGED) // 16)
