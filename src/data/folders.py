@@ -62,7 +62,7 @@ def load_folders(data, split, classes, readable):
         raise UserError(f"{folder / found[names.index(empty[0])]}: has no images")
     ignored = len(files) - len(samples)
     return finished(
-        data, split, samples, folder, [f"{folder}: files ignored, as no images: {ignored:,}"] * bool(ignored)
+        data, split, samples, folder, [f"{folder}: files ignored, hidden or no images: {ignored:,}"] * bool(ignored)
     )
 
 
@@ -106,11 +106,11 @@ def in_split(data, split, relative_path):
 
 
 def files_below(folder):
-    """Return the files in a folder and those below it, without hidden ones, in a fixed order."""
+    """Return the files in a folder and those below it, without hidden folders, in a fixed order."""
     files = []
     for path, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if name[0] != "."]
-        files += [os.path.join(path, name) for name in names if name[0] != "."]
+        files += [os.path.join(path, name) for name in names]
     return sorted(files, key=split_path)
 
 

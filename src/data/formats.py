@@ -65,8 +65,10 @@ def format_of(head):
 def examine(path):
     """Return whether the file at `path` is, or by its name should be, an image, and what is wrong with it, or None.
 
-    It is decoded only where its end looks wrong.
+    A hidden file is none. It is decoded only where its end looks wrong.
     """
+    if os.path.basename(path).startswith("."):
+        return False, None
     named_so = os.path.splitext(path)[1].lower() in SUFFIXES
     try:
         with open(path, "rb", buffering=0) as file:

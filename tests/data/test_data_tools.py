@@ -60,7 +60,7 @@ def test_every_defect_is_found(photos, config, run_tool, tmp_path, capsys):
     assert train["bad"].keys() == {str(china / name) for name in ("0.jpg", "1.jpg", "2.jpg", "moving.gif")}
     assert train["bad"][str(china / "1.jpg")] == "is empty"
     assert train["misnamed"] == {str(china / "3.jpg"): "is a PNG image"}
-    assert train["notes"] == [f"{photos}/train: files ignored, as no images: 1"]
+    assert train["notes"] == [f"{photos}/train: files ignored, hidden or no images: 1"]
     assert train["classes"] == {"china": 13, "flower": 13}
     assert (train["widths"], train["heights"]) == ([120, 300], [90, 120])
     assert report["splits"]["val"]["bad"] == {str(photos / "val" / "china" / "empty.jpg"): "is empty"}

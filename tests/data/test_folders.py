@@ -69,7 +69,7 @@ def test_what_is_no_image_is_ignored_with_a_count(photos):
     paint(photos / "train" / ".trash" / "old.png")
     samples = load_samples(data_config(name="image_folder", root=str(photos)), "train")
     assert len(samples) == 24
-    assert samples.notes == (f"{photos}/train: files ignored, as no images: 2",)
+    assert samples.notes == (f"{photos}/train: files ignored, hidden or no images: 4",)
 
 
 def test_class_without_validation_images_is_a_note(photos):
