@@ -30,6 +30,7 @@ from src.engine.files import write_json
 from src.errors import ArgumentParser, UserError, run
 
 WIDTH, HEIGHT = 500, 375
+EPOCHS = 20  # of --memory
 PLAIN = {"crop": "resized", "flip": 0.5}
 FILE_CASES = {  # settings of augment; None: evaluation; "decode": decoding alone
     "decode alone": "decode",
@@ -57,6 +58,7 @@ def main():
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--workers", default=str(min(os.cpu_count() or 1, 8)), help="such as 1,2 (default: one a core)")
     parser.add_argument("--source", choices=("files", "arrays", "both"), default="both")
+    parser.add_argument("--memory", action="store_true", help="instead: memory after each of 20 epochs")
     parser.add_argument("--json", metavar="PATH", help="also write all figures there")
     args = parser.parse_args()
     if not 2 <= args.batch <= args.images or args.rounds < 1:
@@ -73,8 +75,14 @@ def main():
                 name = f"{source}, {workers} worker{'s' if workers > 1 else ''}"
                 cases = FILE_CASES if source == "files" else ARRAY_CASES
                 loaders = {case: loader_of(samples, augment, args.batch, workers) for case, augment in cases.items()}
-                figures[name] = measure(loaders, args.rounds)
-                print_figures(name, figures[name])
+                if args.memory:
+                    figures[name] = memory_over_epochs(
+                        loaders["resized crop, flip" if source == "files" else "pad and crop, flip"]
+                    )
+                    print(f"{name}, MiB after each epoch: {', '.join(map(str, figures[name]))}")
+                else:
+                    figures[name] = measure(loaders, args.rounds)
+                    print_figures(name, figures[name])
     if args.json:
         write_json(figures, args.json)
 
@@ -136,6 +144,16 @@ def measure(loaders, rounds):
         }
         for name, own in speeds.items()
     }
+
+
+def memory_over_epochs(loader):
+    """Return this process's memory in MiB after each of EPOCHS epochs."""
+    sizes = []
+    for epoch in range(EPOCHS):
+        time_epoch(loader, epoch)
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        sizes.append(pages * resource.getpagesize() // 2**20)
+    return sizes
 
 
 def time_epoch(loader, epoch):

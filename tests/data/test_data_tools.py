@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import data_pipeline
 from src.errors import UserError
 from tools import check_data, show_batch
 
@@ -89,6 +90,17 @@ def test_a_batch_is_shown_as_the_network_sees_it(config, photos, run_tool, tmp_p
     red, blue = ((picture[..., own] > 200) & (picture[..., other] < 60) for own, other in ((0, 2), (2, 0)))
     assert red.nonzero()[0].max() < blue.nonzero()[0].min()  # training above, evaluation below
     assert 0.8 < red.sum() / blue.sum() < 1.2
+
+
+def test_the_benchmark_measures_each_case(run_tool, tmp_path):
+    small = ["--images", "8", "--batch", "4", "--rounds", "1", "--workers", "1,2", "--json", "speed.json"]
+    assert run_tool(data_pipeline, *small) == 0
+    figures = json.loads((tmp_path / "speed.json").read_text())
+    for source, cases in (("files", data_pipeline.FILE_CASES), ("arrays", data_pipeline.ARRAY_CASES)):
+        for name in (f"{source}, 1 worker", f"{source}, 2 workers"):
+            assert figures[name].keys() == cases.keys()
+            assert all(row["images_per_second"] > 0 for row in figures[name].values())
+            assert next(iter(figures[name].values()))["share_of_first_case"] == 1
 
 
 @pytest.mark.parametrize(
