@@ -30,7 +30,7 @@ from src.errors import ArgumentParser, run  # noqa: E402
 
 IMAGES_AT_ONCE = 256
 LISTED = 20  # lines of each kind that are printed; --json has all
-ENDINGS = {"JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "PNG": (".png",), "BMP": (".bmp",), "WebP": (".webp",)}
+ENDINGS = {"JPEG": (".jpg", ".jpeg", ".jfif"), "PNG": (".png",), "BMP": (".bmp",), "WebP": (".webp",)}
 
 
 @dataclass(frozen=True)

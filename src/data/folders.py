@@ -53,7 +53,7 @@ def load_folders(data, split, classes, readable):
     for name, class_name in zip(found, names):
         if class_name not in known:
             raise UserError(f"{folder / name}: the class {class_name} is not among those trained: {listed(known)}")
-        here = [file for file in files_below(folder / name) if in_split(data, split, os.path.relpath(file, folder))]
+        here = [file for file in files_below(folder / name) if in_split(data, split, file, folder)]
         files += here
         labels += [known.index(class_name)] * len(here)
     are_images, bad = examined(files)
@@ -96,11 +96,12 @@ def split_folder(data, split):
     return folder
 
 
-def in_split(data, split, relative_path):
-    """Tell whether a file of a folder without splits is of this one; other files do not matter."""
+def in_split(data, split, file, folder):
+    """Tell whether a file in `folder`, which has no splits, belongs to this one: always so where there are splits."""
     if data.val_fraction is None:
         return True
-    digest = hashlib.sha256(Path(relative_path).as_posix().encode("utf-8", "surrogateescape")).digest()
+    relative_path = Path(file).relative_to(folder).as_posix()
+    digest = hashlib.sha256(relative_path.encode("utf-8", "surrogateescape")).digest()
     held_out = int.from_bytes(digest[:8], "big") < data.val_fraction * 2**64
     return held_out == (split != "train")
 

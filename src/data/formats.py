@@ -17,21 +17,7 @@ from src.data.jpeg import MAX_PIXELS, check_jpeg
 
 FORMATS = ("JPEG", "PNG", "BMP", "WebP", "TIFF")
 # A file of such a name is meant to be an image; another one counts only if its first bytes say that it is one.
-SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".png",
-    ".bmp",
-    ".webp",
-    ".tif",
-    ".tiff",
-    ".gif",
-    ".heic",
-    ".heif",
-    ".avif",
-)
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".heic", ".avif")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 ORIENTATION = 0x0112  # the EXIF tag; values 2 to 8 are the ways to turn the picture upright
 UPRIGHT = {
@@ -55,7 +41,7 @@ def format_of(head):
         return "JPEG"
     if head.startswith(PNG_SIGNATURE):
         return "PNG"
-    if head.startswith(b"BM"):
+    if head.startswith(b"BM") and head[6:10] == bytes(4):  # more than two letters, which a text may begin with
         return "BMP"
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WebP"

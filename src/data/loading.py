@@ -113,9 +113,7 @@ class Loader:
     otherwise the first one is a `UserError`.
     """
 
-    def __init__(
-        self, samples, view, batch_size, workers, seed=None, rank=0, ranks=1, repeats=1, skip_bad=False
-    ):  # fmt: skip
+    def __init__(self, samples, view, batch_size, workers, seed=None, rank=0, ranks=1, repeats=1, skip_bad=False):
         self.samples = samples
         self.view = view
         self.batch_size = batch_size
@@ -259,9 +257,8 @@ def train_loader(config, samples, rank=0, ranks=1, image_size=None):
     data = config.data.model_copy(update={"image_size": image_size or config.data.image_size})
     view = train_view(data, config.augment, samples.are_files)
     skip_bad = config.data.on_bad_image == "skip"
-    return Loader(
-        samples, view, batch_size, workers, config.train.seed, rank, ranks, config.augment.repeats, skip_bad
-    )  # fmt: skip
+    repeats = config.augment.repeats
+    return Loader(samples, view, batch_size, workers, config.train.seed, rank, ranks, repeats, skip_bad)
 
 
 def eval_loader(config, samples, batch_size=None, rank=0, ranks=1):

@@ -133,6 +133,7 @@ def test_an_image_is_known_by_name_or_content(tmp_path):
         ("photo.txt", KINDS["webp"], (True, None)),
         ("photo.png", KINDS["jpeg"], (True, None)),
         ("notes.txt", b"some notes", (False, None)),
+        ("prices.txt", b"BMW 3 and 5, prices of today", (False, None)),
         ("Thumbs.db", b"", (False, None)),
     ):
         (tmp_path / name).write_bytes(content)
