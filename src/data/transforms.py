@@ -62,21 +62,33 @@ def train_rows(data, augment, are_files, recolours, fill):
         rows = [*([vision.Decode()] if are_files else []), *resize_and_crop(data)]
     if augment.crop == "pad":
         rows.append(vision.RandomCrop(data.image_size, augment.padding))
-    if augment.flip:
+    if augment.vertical_flip or (augment.flip and augment.crop != "resized"):
+        flips = [(vision.HorizontalFlip(), augment.flip), (vision.VerticalFlip(), augment.vertical_flip)]
+        rows.append(select([flips], number=0))
+    elif augment.flip:
         rows.append(vision.RandomHorizontalFlip(augment.flip))
-    if augment.vertical_flip:
-        rows.append(vision.RandomVerticalFlip(augment.vertical_flip))
     if recolours and not are_files and data.channels == 1:
         rows.append(vision.ConvertColor(vision.ConvertMode.COLOR_GRAY2RGB))  # the next ones take no gray image
     if augment.color_jitter:
         rows.append(vision.RandomColorAdjust(augment.color_jitter, augment.color_jitter, augment.color_jitter))
     if augment.auto == "randaugment":
-        rows += [vision.RandomSelectSubpolicy(randaugment(augment.magnitude, fill))] * augment.num_ops
+        operations = randaugment(augment.magnitude, fill)
+        rows += [select(operations, number) for number in range(1, augment.num_ops + 1)]
     elif augment.auto == "trivialaugment":
-        rows.append(vision.RandomSelectSubpolicy(trivialaugment(fill)))
+        rows.append(select(trivialaugment(fill), number=1))
     elif augment.auto == "autoaugment":
         rows.append(vision.AutoAugment(fill_value=fill))
     return [*rows, *(to_gray(data) if are_files or recolours else [])]
+
+
+def select(choices, number):
+    """Return the operator that applies one of the `choices`, each a list of (operation, probability), to an image.
+
+    All random operators of a worker begin with the same seed. Those that draw equally many numbers an image would take
+    the same decisions ever after, as MindSpore's two flips do; so each `number` of 0 on draws another count.
+    """
+    draws = [(vision.HorizontalFlip(), 0.0)] * (2 * number)
+    return vision.RandomSelectSubpolicy([choice + draws for choice in choices])
 
 
 def randaugment(magnitude, fill):

@@ -2,12 +2,24 @@
 
 import numpy as np
 import pytest
+from mindspore.dataset import vision
 from PIL import Image, ImageOps
+from scipy import stats
 
 from src.config import make_config
 from src.data.loading import Loader, train_loader
 from src.data.samples import Samples
-from src.data.transforms import choices, erase, flip, pad_and_crop, randaugment, train_view, trivialaugment
+from src.data.transforms import (
+    View,
+    choices,
+    erase,
+    flip,
+    pad_and_crop,
+    randaugment,
+    select,
+    train_view,
+    trivialaugment,
+)
 from src.errors import UserError
 
 
@@ -86,6 +98,49 @@ def test_no_choice_leaves_a_blank_image(choose):
             out = operation(image)
             assert (out.shape, out.dtype) == (image.shape, np.uint8)
             assert len(np.unique(out)) > 1
+
+
+def marked_images(count):
+    """Images with one bright pixel, whose place tells what was done; and the place as (row, column)."""
+    images = np.zeros((count, 16, 16, 3), np.uint8)
+    images[:, 4, 4] = 255
+    return Samples(images, np.zeros(count, np.int32), ["a", "b"])
+
+
+def places(view, samples, workers):
+    ((images, _),) = Loader(samples, view, len(samples), workers, seed=3).epoch(1)
+    return [tuple(np.argwhere(image[..., 0] > 128)[0]) for image in images]
+
+
+def assert_independent(pairs):
+    """Of two decisions each combination is as frequent as their own frequencies say (Pearson's test, p > 1e-4)."""
+    firsts, seconds = (set(own) for own in zip(*pairs))
+    table = [[pairs.count((first, second)) for second in seconds] for first in firsts]
+    assert min(map(min, table)) > 0
+    assert stats.chi2_contingency(table).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_flips_are_independent_of_each_other_and_of_the_crop(workers):
+    """MindSpore's RandomHorizontalFlip and RandomVerticalFlip always decide alike, and its RandomCrop with them."""
+    settings = {"data": {"image_size": 16, "crop_fraction": 1.0}, "augment": {"flip": 0.5, "vertical_flip": 0.5}}
+    settings["augment"].update(crop="resized", scale=[1.0, 1.0], ratio=[1.0, 1.0])
+    config = make_config(settings)
+    found = places(train_view(config.data, config.augment, False), marked_images(600), workers)
+    assert_independent([(row == 4, column == 4) for row, column in found])
+    config = make_config({**settings, "augment": {"crop": "pad", "padding": 1, "flip": 0.5, "color_jitter": 1e-9}})
+    found = places(train_view(config.data, config.augment, False), marked_images(600), workers)
+    # Moved by at most one pixel, then mirrored or not.
+    assert_independent([(row, column > 7) for row, column in found])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_randaugments_operations_are_independent(workers):
+    shifts = [[(vision.Affine(0.0, [shift / 16, 0.0], 1.0, [0.0, 0.0]), 1.0)] for shift in range(3)]
+    drops = [[(vision.Affine(0.0, [0.0, shift / 16], 1.0, [0.0, 0.0]), 1.0)] for shift in range(3)]
+    for first, second in ((1, 2), (0, 1), (2, 3)):
+        found = places(View([select(shifts, first), select(drops, second)], []), marked_images(600), workers)
+        assert_independent(found)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
