@@ -23,7 +23,9 @@ from src.kernels import use_kernels
 def main():
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", required=True, help="a best.ckpt or last.ckpt of train.py")
-    parser.add_argument("--split", choices=SPLITS, help="which images to evaluate (default: test)")
+    parser.add_argument(
+        "--split", choices=SPLITS, help="which images to evaluate (default: what training evaluated on)"
+    )
     parser.add_argument("--json", metavar="PATH", help="also write the metrics there, and the confusion matrix as PNG")
     parser.add_argument("--images", metavar="FILE_OR_FOLDER", help="predict these images instead of evaluating a split")
     parser.add_argument(
@@ -52,7 +54,13 @@ def main():
         print(f"\nwritten: {table}, {table.with_suffix('.png')}")
         return
 
-    result = evaluate(classifier, step, eval_loader(config, load_samples(config.data, args.split or "test", classes)))
+    samples = load_samples(config.data, args.split or "eval", classes)
+    batches = eval_loader(config, samples)
+    result = evaluate(classifier, step, batches)
+    for note in samples.notes:
+        print(f"note: {note}")
+    if batches.bad:
+        print(f"bad images left out (data.on_bad_image): {len(batches.bad):,}")
     print_evaluation(result, classes)
     if args.json:
         write_evaluation(result, classes, args.json)

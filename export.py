@@ -40,7 +40,7 @@ def main():
     config = adapt_config(checkpoint.config, args.overrides)
     use_device(config.runtime)
     classifier = restore(checkpoint, args.checkpoint)
-    samples = load_samples(config.data, "test", checkpoint.classes)
+    samples = load_samples(config.data, "eval", checkpoint.classes)
     spread = np.linspace(0, len(samples) - 1, min(args.verify, len(samples))).round().astype(int)
     images = eval_loader(config, samples.take(spread), batch_size=1)
 

@@ -5,7 +5,7 @@ import contextlib
 import numpy as np
 
 from src.data.datasets import load_samples
-from src.data.loading import eval_loader, train_loader
+from src.data.loading import count_bad, eval_loader, train_loader
 from src.engine.device import use_device
 from src.engine.fit import DivergedError, Progress, train_epoch
 from src.engine.interrupts import Interrupts
@@ -52,7 +52,7 @@ def train(config, folder, resuming, ranks):
     found = state_to_resume(folder, config) if resuming else None
 
     train_samples = load_samples(config.data, "train")
-    test_samples = load_samples(config.data, "test", train_samples.classes)
+    test_samples = load_samples(config.data, "eval", train_samples.classes)
     classes = class_names(config, train_samples.classes)
     sizes = config.train.image_sizes or [config.data.image_size]
     loaders = [train_loader(config, train_samples, ranks.rank, ranks.count, size) for size in sizes]
@@ -87,6 +87,8 @@ def train(config, folder, resuming, ranks):
         folder.open_events(training.state.epoch * rates.shape[1])
     if config.train.on_nonfinite == "rollback" and not found:
         training.save()
+    for note in (*train_samples.notes, *test_samples.notes):
+        print(f"note: {note}")
     print(
         f"{config.model.name} {config.model.width}x: {params:,} parameters, {macs / 1e6:.1f} M MACs at "
         f"{config.data.image_size}x{config.data.image_size}; {config.data.name}: {len(train_samples):,} training and "
@@ -112,7 +114,8 @@ def train(config, folder, resuming, ranks):
             else:
                 progress.end_epoch(row)
 
-    summary = training.summary(params, macs)
+    bad = {"train": count_bad(loaders, ranks), "test": count_bad([test_batches], ranks)}
+    summary = {**training.summary(params, macs), "bad_images": bad}
     if ranks.is_first:
         folder.finish(training.state, summary, classes)
     print_summary(summary, folder.path)
@@ -131,6 +134,9 @@ def print_summary(summary, path):
     for name in ("best", "final"):
         row = summary[name]
         print(f"{name:8}{row['epoch']:>6}{row['top1']:>9.2%}{row['top5']:>9.2%}{row['loss']:>9.4f}")
+    for split, count in summary["bad_images"].items():
+        if count:
+            print(f"\nbad {split} images skipped (data.on_bad_image): {count:,}")
     print(
         f"\n{summary['seconds']:.0f} s, {summary['images_per_second']:.0f} images/s, "
         f"{summary['data_wait_fraction']:.1%} of it waiting for data\n"

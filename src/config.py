@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Optional, Union
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from src.data.datasets import DATASETS
+from src.data.datasets import DATASETS, DOWNLOADABLE
 from src.errors import UserError, did_you_mean
 from src.models import MINDCV, NETWORKS, mindcv_networks
 
@@ -120,6 +120,9 @@ class DataConfig(Section):
     std: Optional[list[float]] = None
     crop_fraction: float = Field(0.875, gt=0, le=1)  # evaluation: image_size / short side before the centre crop
     workers: Optional[int] = Field(None, ge=1)  # threads that prepare images; null: one a core, at most 8
+    val_fraction: Optional[float] = Field(None, gt=0, lt=1)  # image folders only: share of one folder held out for val
+    download: bool = False  # fetch a standard set into data.root where it is missing
+    on_bad_image: Literal["error", "skip"] = "error"  # skip: leave it out, or train on the next good one, and count it
 
     @field_validator("name")
     @classmethod
@@ -128,13 +131,17 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def resolve(self):
-        default_root = DATASETS[self.name].default_root
-        if self.name == "digits" and self.root is not None:
-            raise ValueError(f"root: {self.root!r} is not used: digits comes with scikit-learn, leave it out")
-        if self.root is None and self.name != "digits":
-            if default_root is None:
+        dataset = DATASETS[self.name]
+        if not dataset.needs_root and self.root is not None:
+            raise ValueError(f"root: {self.root!r} is not used: {self.name} comes with scikit-learn, leave it out")
+        if self.download and self.name not in DOWNLOADABLE:
+            raise ValueError(f"download: true is for {listed(DOWNLOADABLE)} only, not {self.name}")
+        if self.val_fraction is not None and not dataset.takes_fraction:
+            raise ValueError(f"val_fraction: {self.val_fraction} is for image folders only, not {self.name}")
+        if self.root is None and dataset.needs_root:
+            self.root = f"data/{self.name}" if self.download else dataset.default_root
+            if self.root is None:
                 raise ValueError(f"root: the folder of {self.name} must be given")
-            self.root = default_root
         if self.workers is None:
             self.workers = min(os.cpu_count() or 1, 8)
         imagenet = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -156,6 +163,13 @@ class AugmentConfig(Section):
     scale: Optional[list[float]] = None  # crop: resized only; range of the area, 0..1; null: 0.08 to 1
     ratio: Optional[list[float]] = None  # crop: resized only; range of width / height; null: 3/4 to 4/3
     flip: float = Field(0.5, ge=0, le=1)  # probability of a horizontal flip
+    vertical_flip: float = Field(0.0, ge=0, le=1)  # probability
+    color_jitter: float = Field(0.0, ge=0, le=1)  # brightness, contrast and saturation times 1 - this to 1 + this
+    auto: Literal["none", "randaugment", "trivialaugment", "autoaugment"] = "none"  # autoaugment: ImageNet's policy
+    num_ops: Optional[int] = Field(None, ge=1, le=14)  # auto: randaugment only; operations an image; null: 2
+    magnitude: Optional[int] = Field(None, ge=0, le=30)  # auto: randaugment only; of 30; null: 9
+    erasing: float = Field(0.0, ge=0, le=1)  # probability that a random rectangle is filled with data.mean
+    repeats: int = Field(1, ge=1)  # repeated augmentation: so many views of an image, an epoch being as long as without
     mixup: float = Field(0.0, ge=0)  # alpha of the Beta distribution that blends pairs of images; 0: none
     cutmix: float = Field(0.0, ge=0)  # alpha, of the area taken from another image; with mixup, each half the time
 
@@ -174,6 +188,12 @@ class AugmentConfig(Section):
             elif len(values) != 2 or not 0 < values[0] <= values[1] or (bound and values[1] > bound):
                 limit = f", at most {bound}" if bound else ""
                 raise ValueError(f"{key}: {values} must be two numbers above 0, the smaller first{limit}")
+        for key, default in (("num_ops", 2), ("magnitude", 9)):
+            value = getattr(self, key)
+            if self.auto == "randaugment":
+                setattr(self, key, default if value is None else value)
+            elif value is not None:
+                raise ValueError(f"{key}: {value} is used with augment.auto=randaugment only, not {self.auto}")
         return self
 
 

@@ -123,6 +123,24 @@ def test_training_on_a_folder_of_photos(script, tmp_path, photos):
     assert (result["classes"], result["images"]) == (["china", "flower"], 8)
 
 
+def test_bad_photos_are_skipped_counted_and_evaluation_tells_splits_apart(script, mistake, tmp_path, photos):
+    for name in ("train/china/1.jpg", "val/flower/2.jpg"):
+        (photos / name).write_bytes(b"")
+    shutil.copytree(photos / "train", photos / "test")
+    settings = ["data.name=image_folder", f"data.root={photos}", "data.image_size=32", "data.channels=3", "run.dir=run"]
+    network = ["model.width=0.5", "data.mean=null", "data.std=null", "train.epochs=1", "train.batch_size=8"]
+    arguments = ["--config", QUICKSTART, *settings, *network, "schedule.warmup_epochs=0", "runtime.mode=pynative"]
+    assert "train/china/1.jpg: is empty" in mistake("train.py", *arguments, "run.dir=refused", cwd=tmp_path)
+    done = script("train.py", *arguments, "data.on_bad_image=skip", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["bad_images"] == {"train": 1, "test": 1}
+    assert "bad train images skipped (data.on_bad_image): 1" in done.stdout
+    done = script("eval.py", "--checkpoint", "run/best.ckpt", "--split", "test", "--json", "e.json", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads((tmp_path / "e.json").read_text())["images"] == 23
+    assert "bad images left out (data.on_bad_image): 1" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [

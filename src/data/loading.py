@@ -1,50 +1,129 @@
-"""Batches of images for the network: uint8 (N, H, W, C) with int32 labels (N), through MindSpore's pipeline."""
+"""Batches of images for the network: uint8 (N, H, W, C) with int32 labels (N).
 
+Files and single images go through MindSpore's C++ pipeline, arrays in memory through a few threads; both prepare
+batches while the network works on those before.
+"""
+
+import collections
+import io
 import itertools
 import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import mindspore.dataset as ds
 import numpy as np
 from PIL import Image
 
-from src.data.datasets import Samples, image_problem
-from src.data.transforms import eval_transforms, train_transforms
+from src.data.formats import ImageError, bitmap, decodable, decoder_takes, remove_left_behind
+from src.data.mindrecord import Packed
+from src.data.transforms import eval_view, train_view
 from src.errors import UserError
+
+BAD = -1  # the label of a row without image
+
+
+class Files:
+    """Reads image files for MindSpore's decoder, and remembers from epoch to epoch what it found out about them."""
+
+    def __init__(self, samples):
+        self.samples = samples
+        self.bad = dict(samples.bad)  # index: what is wrong
+        self.refused = set()  # of images that look sound, but that MindSpore's decoder refuses
+        self.sound = np.zeros(len(samples), bool)  # can be decoded as they are
+
+    def read(self, index):
+        """Return the bytes of image `index` as the decoder needs them, or None of a bad one."""
+        if index in self.bad:
+            return None
+        path = self.samples.images[index]
+        try:
+            content = Path(path).read_bytes()
+            if self.sound[index]:
+                return content
+            usable = bitmap(content) if index in self.refused else decodable(content)
+        except OSError as error:
+            self.bad[index] = f"{path}: {error.strerror}"
+            return None
+        except ImageError as problem:
+            self.bad[index] = f"{path}: {problem}"
+            return None
+        self.sound[index] = usable is content
+        return usable
+
+    def find_refused(self, selection, start, operations):
+        """Find the first image from position `start` on that MindSpore's decoder refuses; tell whether there is one.
+
+        It goes through Pillow from then on, and is bad if that does not help.
+        """
+        for position in range(start, len(selection)):
+            index, content = selection.read(position)
+            if content is not None and not decoder_takes(content, operations[:1]):
+                if index in self.refused:
+                    self.bad[index] = f"{self.samples.images[index]}: is an image that MindSpore cannot decode"
+                self.refused.add(index)
+                self.sound[index] = False
+                return True
+        return False
 
 
 class Selection:
-    """What MindSpore's GeneratorDataset reads: (file's bytes or array, label) of `samples` in the given order."""
+    """What MindSpore's GeneratorDataset reads: (bytes or array, label) of `samples` in the given order.
 
-    def __init__(self, samples, order):
+    A bad file is replaced by the next good one of the set, or with `replace` false by a blank one of label BAD.
+    """
+
+    def __init__(self, samples, order, files, replace):
         self.samples = samples
         self.order = order
+        self.files = files
+        self.replace = replace
+        blank = io.BytesIO()
+        Image.new("RGB", (32, 32)).save(blank, "BMP")
+        self.blank = np.frombuffer(blank.getvalue(), np.uint8)
 
     def __len__(self):
         return len(self.order)
 
     def __getitem__(self, position):
-        index = self.order[position]
-        image = self.samples.images[index]
-        if self.samples.are_files:
-            image = np.fromfile(image, np.uint8)
-        return image, self.samples.labels[index]
+        if self.files is None:
+            index = self.order[position]
+            return self.samples.images[index], self.samples.labels[index]
+        index, content = self.read(position)
+        if content is None:
+            return self.blank, np.int32(BAD)
+        return np.frombuffer(content, np.uint8), self.samples.labels[index]
+
+    def read(self, position):
+        """Return (index, content) of the file at a position, or of the one that replaces it; content None if none."""
+        first = int(self.order[position])
+        for index in range(first, first + (len(self.samples) if self.replace else 1)):
+            content = self.files.read(index % len(self.samples))
+            if content is not None:
+                return index % len(self.samples), content
+        return first, None
 
 
 class Loader:
     """An epoch's batches; with a `seed` shuffled anew each epoch, otherwise in order and with the last, smaller one.
 
     Of several processes, `ranks`, each has its own share of the images; without a seed, one may have an image more.
+    With `skip_bad`, images that cannot be decoded are replaced where there is a seed and left out where there is none;
+    otherwise the first one is a `UserError`.
     """
 
-    def __init__(self, samples, operations, batch_size, workers, seed=None, rank=0, ranks=1):
+    def __init__(self, samples, view, batch_size, workers, seed=None, rank=0, ranks=1, repeats=1, skip_bad=False):
         self.samples = samples
-        self.operations = operations
+        self.view = view
         self.batch_size = batch_size
         self.workers = workers
         self.seed = seed
         self.rank = rank
         self.ranks = ranks
+        self.repeats = repeats
+        self.skip_bad = skip_bad
+        self.files = Files(samples) if isinstance(samples.images, list) else None
 
     def __len__(self):
         """Return the number of batches an epoch, the same on all ranks where there is a seed."""
@@ -52,34 +131,115 @@ class Loader:
             return len(self.samples) // (self.batch_size * self.ranks)
         return -(-len(range(self.rank, len(self.samples), self.ranks)) // self.batch_size)
 
+    @property
+    def bad(self):
+        """The bad images met so far, which were replaced or left out: what is wrong with them, by index."""
+        return self.files.bad if self.files else {}
+
+    def sources(self):
+        """Return the paths of the images that an evaluation has shown, in order, or None if they are no files."""
+        if self.files is None:
+            return None
+        return [self.samples.images[index] for index in self.order(0) if index not in self.bad]
+
+    def order(self, epoch):
+        """Return the indices of an epoch's images."""
+        if self.seed is None:
+            return np.arange(self.rank, len(self.samples), self.ranks)
+        shuffled = np.random.default_rng((self.seed, epoch)).permutation(len(self.samples))
+        # An image's views stand side by side, so that ranks share them (as in DeiT, arxiv.org/abs/2012.12877).
+        shuffled = np.repeat(shuffled, self.repeats)
+        return shuffled[: len(self) * self.batch_size * self.ranks][self.rank :: self.ranks]
+
     def epoch(self, epoch=0, skip=0):
         """Yield the (images, labels) of one epoch from its batch number `skip` on.
 
         Order and augmentation depend on seed, epoch, rank and workers alone.
         """
-        if self.seed is None:
-            order = np.arange(self.rank, len(self.samples), self.ranks)
+        order = self.order(epoch)
+        if not len(order):
+            return
+        if self.view.rows:
+            batches = self.from_pipeline(order, epoch, skip)
+            yield from (self.finish(epoch, number, *batch) for number, batch in enumerate(batches, skip))
         else:
-            shuffled = np.random.default_rng((self.seed, epoch)).permutation(len(self.samples))
-            order = shuffled[: len(self) * self.batch_size * self.ranks][self.rank :: self.ranks]
+            yield from self.from_memory(order, epoch, skip)
+
+    def finish(self, epoch, number, images, labels):
+        """Apply the view's operations on whole batches; their draws belong to the batch, not to those before it."""
+        generator = None if self.seed is None else np.random.default_rng((self.seed, epoch, self.rank, number))
+        for operation in self.view.batches:
+            images = operation(images, generator)
+        return images, labels
+
+    def from_memory(self, order, epoch, skip):
+        """Yield batches of arrays, made by threads a few batches ahead."""
+
+        def make(number):
+            chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
+            return self.finish(epoch, number, self.samples.images[chosen], self.samples.labels[chosen])
+
+        with ThreadPoolExecutor(self.workers) as pool:
+            ahead = collections.deque()
+            for number in range(skip, len(self)):
+                ahead.append(pool.submit(make, number))
+                if len(ahead) > 2 * self.workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
+    def from_pipeline(self, order, epoch, skip):
+        """Yield batches of MindSpore's pipeline; it is started once more for a file that its decoder refuses."""
+        selection = Selection(self.samples, order, self.files, replace=self.skip_bad and self.seed is not None)
+        first, shown = skip, 0
+        while True:
+            try:
+                for images, *labels in self.run_pipeline(selection, epoch, skip):
+                    chosen = order[skip * self.batch_size :][: len(images)]
+                    skip += 1
+                    images = images if images.ndim == 4 else images[..., None]
+                    labels = labels[0] if labels else self.samples.labels[chosen]  # packed images come without
+                    good = labels != BAD
+                    if not good.all():
+                        self.refuse_bad(int(chosen[good.argmin()]))
+                        images, labels = images[good], labels[good]
+                    if len(labels):
+                        shown += len(labels)
+                        yield images, labels
+                break
+            except RuntimeError as error:
+                remove_left_behind()
+                start = skip * self.batch_size
+                if not (self.files and self.files.find_refused(selection, start, self.view.rows)):
+                    raise UserError(f"the data pipeline failed: {reason_of(error)}") from error
+        if not shown and first < len(self):
+            raise UserError(f"data.on_bad_image: skip: none of the {len(order):,} images to evaluate can be decoded")
+
+    def refuse_bad(self, index):
+        """Raise the `UserError` of a bad image unless bad ones are to be left out."""
+        if self.seed is not None and self.skip_bad:
+            raise UserError("data.on_bad_image: skip: none of the training images can be decoded")
+        if not self.skip_bad:
+            raise UserError(self.files.bad[index])
+
+    def run_pipeline(self, selection, epoch, skip):
+        """Return an iterator from batch number `skip` on of (images, labels), or of (images,) where they are packed."""
+        if self.seed is not None:
             ds.config.set_seed(int(np.random.SeedSequence((self.seed, epoch, self.rank)).generate_state(1)[0]))
-        readers = self.workers if self.samples.are_files else 1
-        pipeline = ds.GeneratorDataset(
-            Selection(self.samples, order),
-            ["image", "label"],
-            shuffle=False,
-            num_parallel_workers=readers,
-            python_multiprocessing=False,
-        )
-        pipeline = pipeline.map(self.operations, "image", num_parallel_workers=self.workers)
-        pipeline = pipeline.batch(self.batch_size)
-        try:
-            batches = pipeline.create_tuple_iterator(num_epochs=1, output_numpy=True)
-            # What is skipped is prepared all the same: only so do the workers draw the same numbers for the rest.
-            for images, labels in itertools.islice(batches, skip, None):
-                yield (images if images.ndim == 4 else images[..., None]), labels
-        except RuntimeError as error:
-            raise UserError(pipeline_problem(self.samples, str(error))) from error
+        if isinstance(self.samples.images, Packed):
+            pipeline = self.samples.images.pipeline(selection.order, self.workers)
+        else:
+            pipeline = ds.GeneratorDataset(
+                selection,
+                ["image", "label"],
+                shuffle=False,
+                num_parallel_workers=self.workers if self.files else 1,
+                python_multiprocessing=False,
+            )
+        pipeline = pipeline.map(self.view.rows, "image", num_parallel_workers=self.workers).batch(self.batch_size)
+        batches = pipeline.create_tuple_iterator(num_epochs=1, output_numpy=True)
+        # What is skipped is prepared all the same: only so do the workers draw the same numbers for the rest.
+        return itertools.islice(batches, skip, None)
 
 
 def train_loader(config, samples, rank=0, ranks=1, image_size=None):
@@ -95,8 +255,10 @@ def train_loader(config, samples, rank=0, ranks=1, image_size=None):
         raise UserError(f"data.workers: {workers} is more than this machine's {os.cpu_count()} cores")
     samples = with_channels(samples, config.data.channels)
     data = config.data.model_copy(update={"image_size": image_size or config.data.image_size})
-    operations = train_transforms(data, config.augment, samples.are_files)
-    return Loader(samples, operations, batch_size, workers, config.train.seed, rank, ranks)
+    view = train_view(data, config.augment, samples.are_files)
+    skip_bad = config.data.on_bad_image == "skip"
+    repeats = config.augment.repeats
+    return Loader(samples, view, batch_size, workers, config.train.seed, rank, ranks, repeats, skip_bad)
 
 
 def eval_loader(config, samples, batch_size=None, rank=0, ranks=1):
@@ -107,10 +269,20 @@ def eval_loader(config, samples, batch_size=None, rank=0, ranks=1):
     if ranks > len(samples):
         raise UserError(f"data.name: the {len(samples)} images to evaluate are fewer than the {ranks} processes")
     samples = with_channels(samples, config.data.channels)
-    operations = eval_transforms(config.data, samples.are_files)
+    view = eval_view(config.data, samples.are_files)
     # The number of workers does not change what is evaluated, so another machine may have fewer cores.
     workers = min(config.data.workers, os.cpu_count() or 1)
-    return Loader(samples, operations, batch_size or config.train.batch_size, workers, rank=rank, ranks=ranks)
+    skip_bad = config.data.on_bad_image == "skip"
+    batch_size = batch_size or config.train.batch_size
+    return Loader(samples, view, batch_size, workers, rank=rank, ranks=ranks, skip_bad=skip_bad)
+
+
+def count_bad(loaders, ranks):
+    """Return how many images of one set, different ones, its `loaders` on all `ranks` found bad."""
+    found = np.zeros(len(loaders[0].samples), np.int64)
+    for loader in loaders:
+        found[[*map(int, loader.bad)]] = 1
+    return int(np.count_nonzero(ranks.sum(found)))
 
 
 def with_channels(samples, channels):
@@ -121,17 +293,11 @@ def with_channels(samples, channels):
         images = np.repeat(samples.images, 3, axis=-1)
     else:
         images = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in samples.images])[..., None]
-    return Samples(images, samples.labels, samples.classes)
+    return replace(samples, images=images)
 
 
-def pipeline_problem(samples, message):
-    """Return one line for a failure inside MindSpore's pipeline, with the file at fault."""
-    # Its decoder leaves a copy of a bad image in the working folder.
-    for left_behind in Path().glob("abnormal_image.*"):
-        left_behind.unlink()
-    for file in samples.images if samples.are_files else ():
-        problem = image_problem(file, decode=True)
-        if problem:
-            return problem
+def reason_of(error):
+    """Return the line of a failure inside MindSpore that says what happened."""
+    message = str(error)
     reason = next((line for line in message.splitlines() if "[ERROR]" in line), message)
-    return f"the data pipeline failed: {reason.replace('[ERROR]', '').strip()}"
+    return reason.replace("[ERROR]", "").strip()

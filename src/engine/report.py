@@ -60,6 +60,7 @@ def predict_files(step, config, classes, files):
     """
     samples = Samples(files, np.zeros(len(files), np.int32), classes)
     loader = eval_loader(config, samples, batch_size=min(len(files), config.train.batch_size))
+    loader.skip_bad = False  # each file has its row
     seen, probabilities = [], []
     for images, _, logits in predict(step, loader):
         seen += list(images[: max(0, SHEET_IMAGES - len(seen))])

@@ -141,8 +141,9 @@ def examine(run, split, count, overrides):
     step = make_eval_step(classifier, compiled=config.runtime.mode == "graph")
     samples = load_samples(config.data, split, checkpoint.classes)
     mistakes = []
-    evaluation = summarize(keep_worst(predict(step, eval_loader(config, samples)), count, mistakes))
-    return Findings(evaluation, mistakes, samples.images if samples.are_files else None, params, macs)
+    loader = eval_loader(config, samples)
+    evaluation = summarize(keep_worst(predict(step, loader), count, mistakes))
+    return Findings(evaluation, mistakes, loader.sources(), params, macs)
 
 
 def keep_worst(batches, count, mistakes):

@@ -1,11 +1,17 @@
+import itertools
+import struct
+import zlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from src.config import make_config
 from src.data.datasets import Samples, load_samples
+from src.data.formats import PNG_SIGNATURE
 from src.data.loading import Loader, eval_loader, train_loader
-from src.data.transforms import eval_transforms, train_transforms
+from src.data.transforms import View, eval_view, train_view
 from src.errors import UserError
 
 
@@ -21,10 +27,10 @@ def settings(size=8, batch_size=4, channels=1, **augment):
     return make_config({"data": data, "train": train, "augment": {"crop": "none", "flip": 0.0, **augment}})
 
 
-def run(operations, image, repeats=1):
+def run(view, image, repeats=1):
     """Send one image through the pipeline `repeats` times."""
     samples = Samples(np.stack([image] * repeats), np.zeros(repeats, np.int32), ["only"])
-    return np.concatenate([images for images, _ in Loader(samples, operations, repeats, workers=1, seed=0).epoch()])
+    return np.concatenate([images for images, _ in Loader(samples, view, repeats, workers=1, seed=0).epoch()])
 
 
 @pytest.mark.parametrize("count", [1, 4, 10, 12])
@@ -56,6 +62,17 @@ def test_an_epoch_repeats_itself_exactly(digit_images):
     )
     assert (first == again).all()
     assert (first != other).any()
+
+
+def test_arrays_are_the_same_with_any_number_of_workers():
+    samples = numbered(40, side=12)
+    config = settings(size=12, crop="pad", padding=4, flip=0.5, erasing=0.5)
+    config.data.workers = 1
+    alone = list(train_loader(config, samples).epoch(3))
+    loader = train_loader(config, samples)
+    loader.workers = 7
+    for expected, actual in zip(alone, loader.epoch(3)):
+        assert all((one == other).all() for one, other in zip(expected, actual))
 
 
 def test_an_epoch_can_begin_inside(digit_images):
@@ -98,14 +115,14 @@ def test_pad_crop_is_a_window_of_the_padded_image():
     config = settings(crop="pad", padding=2)
     padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
     windows = {padded[top : top + 8, left : left + 8].tobytes() for top in range(5) for left in range(5)}
-    seen = {crop.tobytes() for crop in run(train_transforms(config.data, config.augment, False), image, 300)}
+    seen = {crop.tobytes() for crop in run(train_view(config.data, config.augment, False), image, 300)}
     assert seen == windows
 
 
 def test_flip_mirrors_about_half_of_the_images():
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 1), dtype=np.uint8)
     config = settings(flip=0.5)
-    out = run(train_transforms(config.data, config.augment, False), image, 400)
+    out = run(train_view(config.data, config.augment, False), image, 400)
     mirrored = (out == image[:, ::-1]).all((1, 2, 3))
     assert (mirrored | (out == image).all((1, 2, 3))).all()
     assert 150 < mirrored.sum() < 250
@@ -114,7 +131,7 @@ def test_flip_mirrors_about_half_of_the_images():
 def test_resized_crop_of_the_whole_image_is_a_resize():
     image = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
     config = settings(size=9, channels=3, crop="resized", scale=[1.0, 1.0], ratio=[1.0, 1.0])
-    assert (run(train_transforms(config.data, config.augment, False), image) == image).all()
+    assert (run(train_view(config.data, config.augment, False), image) == image).all()
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 60), (60, 40), (37, 37)])
@@ -122,7 +139,7 @@ def test_evaluation_is_the_centre_of_the_resized_image(height, width):
     smooth = np.add.outer(np.arange(height) * 2, np.arange(width) * 2)[..., None] * np.ones(3)
     image = smooth.astype(np.uint8)
     config = make_config({"data": {"image_size": 28, "crop_fraction": 0.875}})
-    (out,) = run(eval_transforms(config.data, False), image)
+    (out,) = run(eval_view(config.data, False), image)
     scale = 32 / min(height, width)
     size = (round(width * scale), round(height * scale))
     resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, reducing_gap=None)).astype(int)
@@ -149,12 +166,144 @@ def test_files_and_arrays_reach_the_network_with_its_channels(photos, digit_imag
     assert (images == images[..., :1]).all()
 
 
-def test_image_that_breaks_in_the_pipeline_is_named(photos, tmp_path, monkeypatch):
+def photo_config(photos, **data):
+    data = {"name": "image_folder", "root": str(photos), "image_size": 32, **data}
+    return make_config({"data": data, "train": {"batch_size": 4}})
+
+
+def labels_of(loader, *arguments):
+    return [label for _, labels in loader.epoch(*arguments) for label in labels.tolist()]
+
+
+def test_image_that_breaks_after_listing_is_named(photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = make_config({"data": {"name": "image_folder", "root": str(photos), "image_size": 32}})
+    config = photo_config(photos)
     samples = load_samples(config.data, "test", ["china", "flower"])
     with open(samples.images[5], "wb") as file:
         file.write(b"\xff\xd8\xff" + b"\x00" * 500)
-    with pytest.raises(UserError, match=f"{samples.images[5]}: "):
+    with pytest.raises(UserError, match=f"{samples.images[5]}: is a damaged JPEG image"):
         list(eval_loader(config, samples).epoch())
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_bad_images_are_replaced_in_training_and_left_out_in_evaluation(photos):
+    config = photo_config(photos, on_bad_image="skip")
+    numbered_photos(photos)
+    samples = load_samples(config.data, "train")
+    whole = values_of(train_loader(config, samples), 1)
+    order = train_loader(config, samples).order(1)
+    bad = [int(order[0]), int(order[9]), (int(order[9]) + 1) % 24]
+    for number in bad[:2]:
+        Path(samples.images[number]).unlink()  # after listing
+    Path(samples.images[bad[2]]).write_bytes(b"")
+    loader = train_loader(config, samples)
+    values = values_of(loader, 1)
+    assert values_of(loader, 1) == values
+    assert len(loader.bad) == 3
+    # The next good image of the set takes the place of a bad one, and all others stay where they were.
+    good = [number for number in range(24) if number not in bad]
+    replacing = {number: next(n % 24 for n in range(number, number + 24) if n % 24 in good) for number in range(24)}
+    assert values == [replacing[value] for value in whole]
+    again = [value for images, _ in loader.epoch(1, skip=3) for value in number_seen(images)]
+    assert again == values[12:]
+    evaluated = eval_loader(config, samples)
+    seen = [value for images, _ in evaluated.epoch() for value in number_seen(images)]
+    assert (seen, len(evaluated.bad)) == (good, 3)
+
+
+def test_nothing_but_bad_images_ends_with_one_error(photos):
+    config = photo_config(photos, on_bad_image="skip")
+    samples = load_samples(config.data, "train")
+    for file in samples.images:
+        Path(file).unlink()
+    with pytest.raises(UserError, match="none of the training images can be decoded"):
+        list(train_loader(config, samples).epoch(1))
+    with pytest.raises(UserError, match="none of the 24 images to evaluate can be decoded"):
+        list(eval_loader(config, samples).epoch())
+
+
+def png(width, height, packed_rows):
+    """A PNG of valid chunks, whatever the packed rows are worth (W3C PNG, section 5)."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return PNG_SIGNATURE + chunk(b"IHDR", header) + chunk(b"IDAT", packed_rows) + chunk(b"IEND", b"")
+
+
+def test_image_that_only_mindspores_decoder_refuses_goes_through_pillow(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = photo_config(photos, crop_fraction=1.0)
+    samples = load_samples(config.data, "eval", ["china", "flower"])
+    # Without the checksum at its end, which Pillow does not need.
+    rows = zlib.compress(b"".join(b"\0" + bytes([7 * i] * 96) for i in range(32)))[:-4]
+    Path(samples.images[6]).write_bytes(png(32, 32, rows))
+    loader = eval_loader(config, samples)
+    assert labels_of(loader) == [0] * 4 + [1] * 4
+    assert (loader.files.refused, len(loader.bad)) == ({6}, 0)
+    image = np.concatenate([images for images, _ in loader.epoch()])[6]
+    assert (image == 7 * np.arange(32)[:, None, None]).all()
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_image_that_mindspore_cannot_decode_either_way_is_bad(photos):
+    config = photo_config(photos, on_bad_image="skip")
+    samples = load_samples(config.data, "eval", ["china", "flower"])
+    # Wider than its limit of a million pixels.
+    Path(samples.images[6]).write_bytes(png(1_100_000, 1, zlib.compress(bytes(3_300_001))))
+    loader = eval_loader(config, samples)
+    assert labels_of(loader) == [0] * 4 + [1] * 3
+    assert len(loader.bad) == 1
+    config.data.on_bad_image = "error"
+    with pytest.raises(UserError, match=f"{samples.images[6]}: is an image that MindSpore cannot decode"):
+        labels_of(eval_loader(config, samples))
+
+
+def numbered_photos(photos):
+    """Make each training photo one gray value, its number in the set's order times ten."""
+    files = sorted((photos / "train").rglob("*.jpg"), key=lambda path: path.parts)
+    for number, file in enumerate(files):
+        Image.new("RGB", (40, 40), (number * 10,) * 3).save(file, quality=95)
+
+
+def number_seen(images):
+    return [round(image.mean() / 10) for image in images]
+
+
+def values_of(loader, epoch):
+    return [value for images, _ in loader.epoch(epoch) for value in number_seen(images)]
+
+
+def test_empty_share_of_a_rank_yields_nothing():
+    loader = Loader(numbered(2), View([], []), 4, workers=1, rank=2, ranks=3)
+    assert (len(loader), list(loader.epoch())) == (0, [])
+
+
+def test_files_repeat_an_epoch_and_its_rest_for_the_same_workers(photos):
+    config = photo_config(photos)
+    samples = load_samples(config.data, "train")
+    whole, again, rest = (list(train_loader(config, samples).epoch(2, skip)) for skip in (0, 0, 4))
+    assert (len(whole), len(rest)) == (6, 2)
+    for expected, actual in zip([*whole, *whole[4:]], [*again, *rest]):
+        assert all((one == other).all() for one, other in zip(expected, actual))
+
+
+def test_repeated_augmentation_shows_each_image_so_many_times_in_an_epoch_of_the_same_length():
+    config = settings(batch_size=6, repeats=3)
+    loaders = [train_loader(config, numbered(24), rank, 2) for rank in range(2)]
+    assert [len(loader) for loader in loaders] == [2, 2]
+    seen = [*itertools.chain(*(labels_of(loader, 1) for loader in loaders))]
+    assert sorted(np.unique(seen, return_counts=True)[1]) == [3] * 8
+
+
+@pytest.mark.parametrize("count", [7, 23, 64])
+@pytest.mark.parametrize("ranks", [1, 2, 7])
+def test_any_number_of_ranks_shares_files_and_arrays_alike(count, ranks):
+    config, samples = settings(batch_size=3), numbered(count)
+    shares = [labels_of(eval_loader(config, samples, rank=rank, ranks=ranks)) for rank in range(ranks)]
+    assert sorted(itertools.chain(*shares)) == list(range(count))
+    if count >= 3 * ranks:
+        loaders = [train_loader(config, samples, rank, ranks) for rank in range(ranks)]
+        seen = [*itertools.chain(*(labels_of(loader, 4) for loader in loaders))]
+        assert len(seen) == len(set(seen)) == count // (3 * ranks) * 3 * ranks

@@ -6,6 +6,7 @@ from sklearn import metrics
 
 from src.data.datasets import Samples
 from src.data.loading import Loader
+from src.data.transforms import View
 from src.engine.evaluate import evaluate, softmax
 from src.engine.step import make_eval_step
 
@@ -26,7 +27,7 @@ def test_metrics_agree_with_scikit_learn(classes, batch_size):
     names = [str(i) for i in range(classes)]
     samples = Samples(pixels.reshape(40, 1, classes, 1), labels, names)
     network = PixelsAsLogits()
-    result = evaluate(network, make_eval_step(network, compiled=False), Loader(samples, [lambda x: x], batch_size, 1))
+    result = evaluate(network, make_eval_step(network, compiled=False), Loader(samples, View([], []), batch_size, 1))
 
     logits = pixels / 50
     probabilities = softmax(logits)

@@ -1,0 +1,118 @@
+"""A packed dataset is the dataset that was packed."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.config import make_config
+from src.data.datasets import load_samples, splits_of
+from src.data.loading import eval_loader, train_loader
+from src.errors import UserError
+from tools import make_mindrecord
+
+
+@pytest.fixture
+def pack(tmp_path, monkeypatch):
+    """Run the tool; return the folder that it made."""
+
+    def run(source, *arguments):
+        out = tmp_path / "packed"
+        monkeypatch.setattr("sys.argv", ["make_mindrecord.py", str(source), str(out), *arguments])
+        make_mindrecord.main()
+        return out
+
+    return run
+
+
+def config_of(root, name="mindrecord", **train):
+    data = {"name": name, "root": str(root), "image_size": 32}
+    return make_config({"data": data, "train": {"batch_size": 5, **train}})
+
+
+def batches_of(loader, epoch=0):
+    images, labels = zip(*loader.epoch(epoch))
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def test_packed_photos_are_the_photos(photos, pack):
+    folder = photos / "train" / "china"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(folder / "0.jpg").resize((90, 60)).save(folder / "turned.jpg", exif=exif)
+    Image.open(folder / "1.jpg").save(folder / "other.webp")
+    out = pack(photos, "--shards", "3")
+    names = sorted(path.name for path in out.iterdir() if path.suffix == ".mindrecord")
+    assert names == [*(f"train-{i:03d}.mindrecord" for i in range(3)), "val-000.mindrecord"]
+    assert splits_of(config_of(out).data) == ("train", "val")
+    for split in ("train", "eval"):
+        classes = ["flower", "china"]  # a checkpoint's order may be another one
+        expected = eval_loader(
+            config_of(photos, "image_folder"), load_samples(config_of(photos, "image_folder").data, split, classes)
+        )
+        actual = eval_loader(config_of(out), load_samples(config_of(out).data, split, classes))
+        for one, other in zip(batches_of(expected), batches_of(actual)):
+            assert (one == other).all()
+    samples = load_samples(config_of(out).data, "train")
+    assert samples.classes == ["china", "flower"]
+    # Training shows whole batches of different images; what is left over waits.
+    _, labels = batches_of(train_loader(config_of(out), samples), 1)
+    assert len(labels) == 25
+    taken = eval_loader(config_of(out), samples.take([25, 3]))
+    assert (batches_of(taken)[0][1] == batches_of(eval_loader(config_of(out), samples))[0][3]).all()
+
+
+def test_packed_arrays_are_read_back_whole(pack):
+    digits = make_config({"data": {"name": "digits"}}).data
+    out = pack("digits", "--shards", "4")
+    for split in ("train", "test"):
+        expected, actual = load_samples(digits, split), load_samples(config_of(out).data, split)
+        assert (expected.images == actual.images).all()
+        assert (expected.labels == actual.labels).all()
+        assert expected.classes == actual.classes
+
+
+def test_large_images_are_made_small_and_others_left(photos, pack):
+    small = photos / "val" / "china" / "0.jpg"
+    Image.open(small).resize((70, 50)).save(small)
+    out = pack(photos, "--short-side", "60")
+    images = load_samples(config_of(out).data, "eval").images
+    rows = images.pipeline(np.arange(2), 1).create_tuple_iterator(num_epochs=1, output_numpy=True)
+    contents = [row.tobytes() for (row,) in rows]
+    assert contents[0] == small.read_bytes()
+    (out / "one.jpg").write_bytes(contents[1])
+    assert Image.open(out / "one.jpg").size == (60, 60)
+
+
+def test_bad_photo_stops_the_packing_or_is_left_out(photos, pack, tmp_path, capsys):
+    bad = photos / "train" / "china" / "5.jpg"
+    bad.write_bytes(bad.read_bytes()[:300])
+    with pytest.raises(UserError, match=f"{bad}: is a damaged"):
+        pack(photos)
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+    out = pack(photos, "data.on_bad_image=skip")
+    assert "train: bad images left out (data.on_bad_image): 1" in capsys.readouterr().out
+    assert len(load_samples(config_of(out).data, "train")) == 23
+
+
+def test_damaged_packed_sets_are_named(photos, pack):
+    out = pack(photos, "--shards", "1")
+    data, description = config_of(out).data, out / "dataset.json"
+    file = out / "val-000.mindrecord"
+    content = file.read_bytes()
+    file.unlink()
+    with pytest.raises(UserError, match="val-000.mindrecord: no such file"):
+        load_samples(data, "eval")
+    file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="the data pipeline failed"):
+        list(eval_loader(config_of(out), load_samples(data, "eval")).epoch())
+    description.write_text(json.dumps({**json.loads(description.read_text()), "format": 9}))
+    with pytest.raises(UserError, match="dataset.json: is not of format 1"):
+        load_samples(data, "train")
+    description.write_text("{")
+    with pytest.raises(UserError, match="dataset.json: is cut short or damaged"):
+        load_samples(data, "train")
+    description.unlink()
+    with pytest.raises(UserError, match="dataset.json: no such file; tools/make_mindrecord.py writes it"):
+        load_samples(data, "train")

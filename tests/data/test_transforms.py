@@ -1,0 +1,202 @@
+"""Augmentations against what they are defined to do."""
+
+import numpy as np
+import pytest
+from mindspore.dataset import vision
+from PIL import Image, ImageOps
+from scipy import stats
+
+from src.config import make_config
+from src.data.loading import Loader, train_loader
+from src.data.samples import Samples
+from src.data.transforms import (
+    View,
+    choices,
+    erase,
+    flip,
+    pad_and_crop,
+    randaugment,
+    select,
+    train_view,
+    trivialaugment,
+)
+from src.errors import UserError
+
+
+def generator():
+    return np.random.default_rng(0)
+
+
+def images_of(count=40, side=12, channels=3):
+    return generator().integers(1, 256, (count, side, side, channels), dtype=np.uint8)
+
+
+def test_pad_and_crop_cuts_each_window_of_the_padded_image():
+    image = images_of(1, 6)[0]
+    padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
+    windows = {padded[top : top + 6, left : left + 6].tobytes() for top in range(5) for left in range(5)}
+    seen = {crop.tobytes() for crop in pad_and_crop(np.stack([image] * 500), generator(), padding=2)}
+    assert seen == windows
+
+
+@pytest.mark.parametrize(("axis", "turn"), [(1, ImageOps.flip), (2, ImageOps.mirror)])
+def test_flip_turns_the_share_that_it_should(axis, turn):
+    images = images_of(400)
+    flipped = flip(images, generator(), probability=0.25, axis=axis)
+    turned = np.stack([np.asarray(turn(Image.fromarray(image))) for image in images])
+    is_turned = (flipped == turned).all((1, 2, 3))
+    assert (is_turned | (flipped == images).all((1, 2, 3))).all()
+    assert 65 <= is_turned.sum() <= 135  # binomial: 100, four standard deviations
+    assert (flip(images, generator(), 1.0, axis) == turned).all()
+
+
+def test_erasing_fills_one_rectangle_of_the_right_size_with_the_colour():
+    images = np.zeros((600, 40, 50, 3), np.uint8)
+    erased = erase(images, generator(), probability=0.5, colour=(124, 116, 104))
+    assert (images == 0).all()
+    hit = erased.any((1, 2, 3))
+    assert 250 <= hit.sum() <= 350
+    areas, ratios = [], []
+    for image in erased[hit]:
+        (rows,), (columns,) = image.any((1, 2)).nonzero(), image.any((0, 2)).nonzero()
+        tall, wide = np.ptp(rows) + 1, np.ptp(columns) + 1
+        assert (image[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] == (124, 116, 104)).all()
+        areas.append(tall * wide / 2000)
+        ratios.append(tall / wide)
+    # The paper's ranges, with the rounding of sides to whole pixels.
+    assert 0.01 < min(areas) < 0.04 < 0.28 < max(areas) < 0.36
+    assert 0.2 < min(ratios) < 0.5 < 2 < max(ratios) < 4
+    assert (erase(images[..., :1], generator(), 1.0, (124, 116, 104)).max((1, 2, 3)) == 124).all()
+
+
+def test_randaugments_operations_do_what_the_paper_says():
+    image = images_of(1, 64)[0]
+    *operations, _, last = choices(
+        0.5, {"shear": 0.2, "translate": 0.25, "rotate": 60, "enhance": 0.5, "bits": 4}, (0, 0, 0)
+    )
+    assert len(operations) == 26
+    results = [operation(image) for [(operation, _)] in operations[:13]]
+    assert (results[2][:, :56] == image[:, 8:]).all()
+    assert (results[2][:, 56:] == 0).all()
+    assert (results[3][:56] == image[8:]).all()
+    darker = np.asarray(Image.blend(Image.new("RGB", (64, 64)), Image.fromarray(image), 0.75))
+    assert abs(results[5].astype(int) - darker).max() <= 1
+    assert (results[9] == image & 0b11111100).all()
+    assert (results[10] == np.where(image >= 128, 255 - image, image)).all()
+    assert (results[11] == np.asarray(ImageOps.autocontrast(Image.fromarray(image)))).all()
+    dark = [operation for [(operation, _)] in operations[:13]][12](image // 4)
+    assert (np.histogram(dark, 4, (0, 256))[0] / dark.size).min() > 0.2  # from the lowest quarter to all four alike
+    assert [probability for _, probability in last] == [0.0]
+
+
+@pytest.mark.parametrize("choose", [lambda fill: randaugment(30, fill), trivialaugment])
+def test_no_choice_leaves_a_blank_image(choose):
+    """Those of MindSpore's RandAugment and TrivialAugmentWide that translate do."""
+    image = np.asarray(Image.linear_gradient("L").convert("RGB").rotate(45).resize((64, 64)))
+    for [(operation, probability)] in choose((9, 9, 9)):
+        if probability:
+            out = operation(image)
+            assert (out.shape, out.dtype) == (image.shape, np.uint8)
+            assert len(np.unique(out)) > 1
+
+
+def marked_images(count):
+    """Images with one bright pixel, whose place tells what was done; and the place as (row, column)."""
+    images = np.zeros((count, 16, 16, 3), np.uint8)
+    images[:, 4, 4] = 255
+    return Samples(images, np.zeros(count, np.int32), ["a", "b"])
+
+
+def places(view, samples, workers):
+    ((images, _),) = Loader(samples, view, len(samples), workers, seed=3).epoch(1)
+    return [tuple(np.argwhere(image[..., 0] > 128)[0]) for image in images]
+
+
+def assert_independent(pairs):
+    """Of two decisions each combination is as frequent as their own frequencies say (Pearson's test, p > 1e-4)."""
+    firsts, seconds = (set(own) for own in zip(*pairs))
+    table = [[pairs.count((first, second)) for second in seconds] for first in firsts]
+    assert min(map(min, table)) > 0
+    assert stats.chi2_contingency(table).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_flips_are_independent_of_each_other_and_of_the_crop(workers):
+    """MindSpore's RandomHorizontalFlip and RandomVerticalFlip always decide alike, and its RandomCrop with them."""
+    settings = {"data": {"image_size": 16, "crop_fraction": 1.0}, "augment": {"flip": 0.5, "vertical_flip": 0.5}}
+    settings["augment"].update(crop="resized", scale=[1.0, 1.0], ratio=[1.0, 1.0])
+    config = make_config(settings)
+    found = places(train_view(config.data, config.augment, False), marked_images(600), workers)
+    assert_independent([(row == 4, column == 4) for row, column in found])
+    config = make_config({**settings, "augment": {"crop": "pad", "padding": 1, "flip": 0.5, "color_jitter": 1e-9}})
+    found = places(train_view(config.data, config.augment, False), marked_images(600), workers)
+    # Moved by at most one pixel, then mirrored or not.
+    assert_independent([(row, column > 7) for row, column in found])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_randaugments_operations_are_independent(workers):
+    shifts = [[(vision.Affine(0.0, [shift / 16, 0.0], 1.0, [0.0, 0.0]), 1.0)] for shift in range(3)]
+    drops = [[(vision.Affine(0.0, [0.0, shift / 16], 1.0, [0.0, 0.0]), 1.0)] for shift in range(3)]
+    for first, second in ((1, 2), (0, 1), (2, 3)):
+        found = places(View([select(shifts, first), select(drops, second)], []), marked_images(600), workers)
+        assert_independent(found)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("auto", ["randaugment", "trivialaugment", "autoaugment"])
+def test_policies_change_most_images_and_repeat_themselves(auto, channels):
+    config = make_config(
+        {
+            "data": {"image_size": 32, "channels": channels, "crop_fraction": 1.0},
+            "augment": {"crop": "none", "flip": 0.0, "auto": auto},
+            "train": {"batch_size": 32},
+        }
+    )
+    smooth = np.asarray(Image.linear_gradient("L").rotate(30).resize((32, 32)))[..., None]
+    samples = Samples(np.stack([smooth] * 64), np.zeros(64, np.int32), ["a", "b"])
+    loader = train_loader(config, samples)
+    first, again = (np.concatenate([images for images, _ in loader.epoch(1)]) for _ in range(2))
+    assert first.shape == (64, 32, 32, channels)
+    assert (first == again).all()
+    assert (abs(first.astype(int) - smooth).max((1, 2, 3)) > 1).sum() > 25
+
+
+def test_colour_jitter_stays_within_its_strength():
+    config = make_config(
+        {
+            "data": {"image_size": 16, "crop_fraction": 1.0},
+            "augment": {"crop": "none", "flip": 0.0, "color_jitter": 0.3},
+        }
+    )
+    gray = np.full((100, 16, 16, 3), 100, np.uint8)
+    samples = Samples(gray, np.zeros(100, np.int32), ["a", "b"])
+    view = train_view(config.data, config.augment, False)
+    ((images, _),) = Loader(samples, view, 100, workers=1, seed=0).epoch()
+    # Of a flat gray image only brightness changes: contrast and saturation have nothing to work on.
+    assert (images == images[:, :1, :1, :1]).all()
+    levels = images[:, 0, 0, 0]
+    assert 69 <= levels.min() < 80
+    assert 120 < levels.max() <= 131
+
+
+@pytest.mark.parametrize(
+    ("augment", "said"),
+    [
+        ({"num_ops": 3}, "augment.num_ops: 3 is used with augment.auto=randaugment only, not none"),
+        ({"auto": "trivialaugment", "magnitude": 3}, "augment.magnitude: 3 is used with augment.auto=randaugment only"),
+        ({"auto": "randaugment", "magnitude": 31}, "augment.magnitude: 31"),
+        ({"auto": "randagument"}, "did you mean randaugment?"),
+        ({"repeats": 0}, "augment.repeats: 0"),
+        ({"erasing": 1.5}, "augment.erasing: 1.5"),
+    ],
+)
+def test_settings_that_do_nothing_are_refused(augment, said):
+    with pytest.raises(UserError) as caught:
+        make_config({"augment": augment})
+    assert said in str(caught.value)
+
+
+def test_randaugments_settings_are_resolved():
+    augment = make_config({"augment": {"auto": "randaugment", "magnitude": 5}}).augment
+    assert (augment.num_ops, augment.magnitude) == (2, 5)

@@ -1,0 +1,136 @@
+"""Pack a dataset into a few large files: python tools/make_mindrecord.py photos packed
+
+SOURCE is a config file, an image folder, or the name of a dataset; `data.name: mindrecord` with `data.root: OUT` reads
+the folder OUT. For file systems that are slow with many small files.
+"""
+
+import argparse
+import io
+import itertools
+import os
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+# In place of this folder, whose profile.py would hide the standard library's from other modules.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np  # noqa: E402
+from PIL import Image  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from src.config import load_config, make_config  # noqa: E402
+from src.data.datasets import DATASETS, load_samples, splits_of  # noqa: E402
+from src.data.formats import ImageError, decodable, decode, decoder_takes  # noqa: E402
+from src.data.mindrecord import DESCRIPTION, FORMAT, RECORDS_AT_ONCE, write_split  # noqa: E402
+from src.engine.files import write_json  # noqa: E402
+from src.errors import ArgumentParser, UserError, run  # noqa: E402
+
+QUALITY = 95  # of the JPEGs that resizing writes
+
+
+def main():
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="SOURCE", help=f"a .yaml file, an image folder, or of {', '.join(DATASETS)}")
+    parser.add_argument("out", metavar="OUT", help="the folder to make")
+    parser.add_argument("--short-side", type=int, metavar="PIXELS", help="make larger images this small, as JPEG")
+    parser.add_argument("--shards", type=int, default=8, help="files of the training split (default: 8)")
+    parser.add_argument("overrides", nargs="*", metavar="data.key=value", help="such as data.val_fraction=0.2")
+    args = parser.parse_intermixed_args()
+    if not 1 <= args.shards <= 1000:
+        raise UserError(f"--shards {args.shards}: must be from 1 to 1000")
+    if args.short_side is not None and args.short_side < 8:
+        raise UserError(f"--short-side {args.short_side}: must be at least 8")
+    out = Path(args.out)
+    if out.exists():
+        raise UserError(f"{out}: exists already")
+    data = config_of(args).data
+    if data.name == "mindrecord":
+        raise UserError(f"{args.source}: is packed already")
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as partial:
+        description = {"format": FORMAT, "classes": None, "splits": {}}
+        for split in splits_of(data):
+            samples = load_samples(data, split, description["classes"])
+            description["classes"] = samples.classes
+            shards = args.shards if split == "train" else 1
+            description["splits"][split] = pack(partial, split, samples, args.short_side, shards, data)
+        if "train" not in description["splits"]:
+            raise UserError(f"{args.source}: has no training images")
+        write_json(description, Path(partial) / DESCRIPTION)
+        os.chmod(partial, 0o755)
+        os.replace(partial, out)
+        os.mkdir(partial)  # for TemporaryDirectory to remove
+    print(f"written: {out}; use it with data.name=mindrecord data.root={out}")
+
+
+def config_of(args):
+    """Return the config that SOURCE and the overrides mean."""
+    if Path(args.source).suffix in (".yaml", ".yml"):
+        return load_config(args.source, args.overrides)
+    named = args.source in DATASETS
+    if not named and not Path(args.source).is_dir():
+        raise UserError(f"{args.source}: is no .yaml file, no folder and none of {', '.join(DATASETS)}")
+    data = {"name": args.source} if named else {"name": "image_folder", "root": args.source}
+    return make_config({"data": data}, args.overrides, source="command line")
+
+
+def pack(folder, split, samples, short_side, shards, data):
+    """Write one split's files; return its part of the description."""
+    if not samples.are_files and short_side:
+        raise UserError(f"--short-side {short_side}: is for image files, not for {data.name}")
+    good, bad = [], 0
+    bar = tqdm(total=len(samples), desc=split, unit=" images", leave=False, disable=not sys.stderr.isatty())
+
+    def contents():
+        nonlocal bad
+        with ThreadPoolExecutor(data.workers) as pool:
+            for start in range(0, len(samples), RECORDS_AT_ONCE):
+                images = samples.images[start : start + RECORDS_AT_ONCE]
+                packed = pool.map(content_of, images, itertools.repeat(short_side))
+                for number, (content, problem) in enumerate(packed, start):
+                    bar.update()
+                    if problem and data.on_bad_image == "error":
+                        raise UserError(problem)
+                    bad += problem is not None
+                    if content is not None:
+                        good.append(number)
+                        yield content
+
+    with bar:
+        files = write_split(folder, split, contents(), -(-len(samples) // shards))
+    if bad:
+        print(f"{split}: bad images left out (data.on_bad_image): {bad:,}")
+    print(f"{split}: {len(good):,} images in {len(files)} files")
+    shape = None if samples.are_files else list(samples.images.shape[1:])
+    return {"files": files, "labels": samples.labels[good].tolist(), "shape": shape}
+
+
+def content_of(image, short_side):
+    """Return (bytes to write, None) of an array or the path of a file, or (None, what is wrong with the file)."""
+    if isinstance(image, np.ndarray):
+        return image.tobytes(), None
+    try:
+        content = Path(image).read_bytes()
+        usable = decodable(content)
+        as_it_is = usable is content and decoder_takes(usable)
+        if as_it_is and short_side is None:
+            return content, None
+        picture = decode(content)
+    except (OSError, ImageError) as problem:
+        return None, f"{image}: {getattr(problem, 'strerror', None) or problem}"
+    written, scale = io.BytesIO(), (short_side or 0) / min(picture.size)
+    if short_side and scale < 1:
+        size = [max(short_side, round(side * scale)) for side in picture.size]
+        picture.resize(size, Image.Resampling.LANCZOS).save(written, "JPEG", quality=QUALITY)
+    elif as_it_is:
+        return content, None
+    else:
+        picture.save(written, "PNG")
+    return written.getvalue(), None
+
+
+if __name__ == "__main__":
+    run(main)
