@@ -206,7 +206,7 @@ def test_bad_checkpoints_are_one_line(quickstart, mistake, tmp_path):
         ("eval.py", ["--csv", "p.csv"], "--csv p.csv: needs --images"),
         ("eval.py", ["--images", "x", "--json", "e.json"], "--json e.json: cannot be used with --images"),
         ("eval.py", ["--images", "nowhere"], "--images: nowhere: no such file or folder"),
-        ("eval.py", ["model.width=1.0"], "model.width=1.0: cannot be changed for a checkpoint"),
+        ("eval.py", ["model.width=1.0"], "model.width=1.0: cannot be changed for a trained network"),
         ("export.py", ["--output", "net.onnx"], "--output net.onnx: must end with .mindir"),
         ("export.py", ["--output", "net.mindir", "--verify", "0"], "--verify 0: must be at least 1"),
         ("export.py", ["--output", "net.mindir", "runtime.kernels=native"], "runtime.kernels=native: an export always"),

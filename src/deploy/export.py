@@ -10,6 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
+from src.deploy.artefact import SMALLEST
 from src.deploy.description import RuntimeCheck, Verification, describe, write_description
 from src.deploy.lite import Lite, find_lite, need_lite
 from src.deploy.mindir import port_names, read_mindir, write_mindir
@@ -25,7 +26,6 @@ MAX_DIFFERENCE = 1e-4  # between the logits of checkpoint and file, in float32
 MIN_AGREEMENT = 0.999  # share of images with the same top-1 class, in float32
 INPUTS = ("image", "tensor")
 PRECISIONS = ("float32", "float16", "int8")
-SMALLEST = 1e-30  # probabilities below are not told apart
 
 
 @dataclass(frozen=True)

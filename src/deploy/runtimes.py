@@ -10,10 +10,13 @@ from src.errors import UserError
 class MindSporeRuntime:
     """MindSpore itself, for MindIR."""
 
-    name = "MindSpore"
+    name, package = "MindSpore", "mindspore"
     version = ms.__version__
 
-    def __init__(self, path):
+    def __init__(self, path, threads=0):
+        if threads:
+            ms.runtime.dispatch_threads_num(threads)
+            ms.set_context(runtime_num_threads=threads)
         self.network = nn.GraphCell(ms.load(str(path)))
 
     def run(self, array):
@@ -23,7 +26,7 @@ class MindSporeRuntime:
 class OnnxRuntime:
     """ONNX Runtime on the CPU."""
 
-    name = "ONNX Runtime"
+    name, package = "ONNX Runtime", "onnxruntime"
 
     def __init__(self, path, threads=0):
         import onnxruntime  # two seconds that other formats need not wait
