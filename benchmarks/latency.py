@@ -50,9 +50,7 @@ def main():
 
 def print_rows(rows):
     width = max(len("file"), *(len(row["path"]) for row in rows))
-    print(
-        f"{'file':<{width}}  {'runtime':<21}  {'ms':>7}  {'middle half':>15}  {'load ms':>7}  {'MB':>6}  {'peak MiB':>8}"
-    )
+    print(f"{'file':<{width}}  {'runtime':<21}       ms      middle half  load ms      MB  peak MiB")
     for row in rows:
         runtime = f"{row['runtime']} {row['version']}"
         spread = f"{row['low_ms']:.2f} to {row['high_ms']:.2f}"

@@ -16,7 +16,7 @@ from src.deploy.lite import Lite, find_lite, need_lite
 from src.deploy.mindir import port_names, read_mindir, write_mindir
 from src.deploy.onnx_format import write_onnx
 from src.deploy.passes import halve_weights, optimize
-from src.deploy.quantize import quantize_onnx
+from src.deploy.quantize import quantize_onnx, write_lite_calibration
 from src.deploy.runtimes import MindSporeRuntime, OnnxRuntime, lite_runtime
 from src.engine.evaluate import log_softmax, predict
 from src.engine.step import make_eval_step
@@ -88,7 +88,7 @@ def export(checkpoint, source, classifier, test_loader, output, options, calibra
         if options.format == "air":
             ms.export(deployed, example, file_name=str(written), file_format="AIR")
         else:
-            write(graph, plain, written, options, calibration)
+            write(graph, plain, written, output, options, calibration)
         verification = verify(checkpoint.config.runtime, classifier, written, test_loader, options)
         description = describe(checkpoint, source, written, graph.input, graph.output, options, verification)
         sidecar = Path(folder) / "model.json"
@@ -125,22 +125,42 @@ def name_ports(graph, input_name, output_name):
         node.outputs = [graph.output if value.name == old_output else value for value in node.outputs]
 
 
-def write(graph, plain, path, options, calibration):
-    """Write the graph in the asked format; `plain` is MindSpore's export of it."""
+def write(graph, plain, path, output, options, calibration):
+    """Write the graph to `path`, which becomes `output`, in the asked format; `plain` is MindSpore's export of it."""
     if options.format == "onnx":
         write_onnx(graph, path)
         if options.precision == "int8":
             quantize_onnx(path, calibration)
+    elif options.format == "ms" and options.precision == "int8":
+        convert_int8(graph, path, output, options, calibration)
     elif options.format == "ms":
         source = path.with_suffix(".mindir")
         write_mindir(graph, source)
-        lite = Lite(need_lite(options.lite_python))
-        lite.convert(source, path, weight_fp16=options.precision == "float16")
-        lite.close()
+        with Lite(need_lite(options.lite_python)) as lite:
+            lite.convert(source, path, weight_fp16=options.precision == "float16")
     elif options.mindir_version == 1:
         write_mindir(graph, path)
     else:
         os.replace(plain, path)
+
+
+def convert_int8(graph, path, output, options, calibration):
+    """Convert to an int8 .ms file; a Lite that cannot load its own result is a `UserError` with what a newer one needs.
+
+    The calibration set and the converter's configuration stay beside `output`.
+    """
+    folder = Path(f"{output}.int8")
+    settings = write_lite_calibration(graph, calibration, folder)
+    with Lite(need_lite(options.lite_python)) as lite:
+        try:
+            lite.convert(folder / "model.mindir", path, config=settings)
+            lite.load(path)
+        except UserError as error:
+            raise UserError(
+                f"MindSpore Lite {lite.version} cannot make and load this int8 model ({error}); with a newer one: "
+                f"converter_lite --fmk=MINDIR --modelFile={folder}/model.mindir --outputFile={output.with_suffix('')} "
+                f"--inputDataFormat=NCHW --configFile={folder}/int8.cfg"
+            ) from None
 
 
 def runtimes(path, options):
@@ -191,8 +211,7 @@ def verify(runtime, classifier, path, loader, options):
         for i, target in enumerate(targets)
     ]
     for target in targets:
-        if isinstance(target, Lite):
-            target.close()
+        target.close()
     verification = Verification(images=images, checkpoint_top1=right_before / images, runtimes=checks)
     for check in checks:
         judge(check, verification, options)

@@ -64,6 +64,12 @@ class Lite:
         atexit.register(self.close)
         self.version = self.answer()["version"]
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
     def close(self):
         """End the process."""
         if self.process.poll() is None:

@@ -22,6 +22,9 @@ class MindSporeRuntime:
     def run(self, array):
         return self.network(ms.Tensor(array)).asnumpy()
 
+    def close(self):
+        self.network = None
+
 
 class OnnxRuntime:
     """ONNX Runtime on the CPU."""
@@ -42,6 +45,9 @@ class OnnxRuntime:
 
     def run(self, array):
         return self.session.run(None, {self.session.get_inputs()[0].name: array})[0]
+
+    def close(self):
+        self.session = None
 
 
 def lite_runtime(path, python, threads=0):
