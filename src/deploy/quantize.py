@@ -1,14 +1,19 @@
 """Int8: ranges measured on calibration images, weights and maps rounded to 8 bits."""
 
 import configparser
-import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import mindspore as ms
+import numpy as np
 
 from src.deploy.mindir import write_mindir
 from src.engine.files import make_parent
+from src.errors import UserError
 
-OPERATORS = ("Conv", "Gemm", "Add", "Mul", "GlobalAveragePool", "Concat", "MaxPool")
+WORKER = Path(__file__).with_name("quantize_worker.py")
 
 
 def full_batches(loader, classifier, kind):
@@ -20,32 +25,13 @@ def full_batches(loader, classifier, kind):
 
 def quantize_onnx(path, batches):
     """Replace the float32 ONNX file at `path` by an int8 one; `batches` are inputs of the file, as arrays."""
-    import onnx
-    from onnxruntime import quantization
-
-    logging.disable(logging.WARNING)  # it recommends a preprocessing that the deployment graph has had
-    model = onnx.load(str(path))
-    name = model.graph.input[0].name
-    quantization.quantize_static(
-        model,
-        str(path),
-        Reader(name, batches),
-        quant_format=quantization.QuantFormat.QDQ,
-        per_channel=True,
-        reduce_range=True,  # without VNNI, sums of 8-bit products saturate
-        op_types_to_quantize=OPERATORS,
-    )
-    logging.disable(logging.NOTSET)
-
-
-class Reader:
-    """Hands the batches to ONNX Runtime's calibration one by one."""
-
-    def __init__(self, name, batches):
-        self.batches = ({name: batch} for batch in batches)
-
-    def get_next(self):
-        return next(self.batches, None)
+    images, quantized = path.with_suffix(".npy"), path.with_suffix(".int8.onnx")
+    np.save(images, np.stack(list(batches)))
+    command = [sys.executable, str(WORKER), str(path), str(quantized), str(images)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise UserError(f"ONNX Runtime's quantiser failed: {(done.stderr.strip() or 'it crashed').splitlines()[-1]}")
+    os.replace(quantized, path)
 
 
 def write_lite_calibration(graph, batches, folder):
