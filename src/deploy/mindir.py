@@ -19,17 +19,28 @@ DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool"
 TYPES = {name: number for number, name in DTYPES.items()}
 FORMATS = ("NCHW", "NHWC")  # enumerations, by their number
 PAD_MODES = ("PAD", "SAME", "VALID")
-FOREIGN = {  # operators without a class in gen_ops_prim: inputs, attributes
+SIGNATURES = {  # inputs and attributes of operators without a class in gen_ops_prim, or that change their names
+    "Transpose": (("input", "input_perm"), ()),
     "Cast": (("x", "dtype"), ()),
     "BatchNorm": (("x", "scale", "bias", "mean", "variance"), ("is_training", "epsilon", "momentum", "data_format")),
+}
+PLAIN = {  # newer operators, in place or of a number, and the one that computes the same
+    "InplaceAddExt": "Add",
+    "InplaceAddsExt": "Add",
+    "InplaceMul": "Mul",
+    "InplaceMuls": "Mul",
+    "Muls": "Mul",
+    "InplaceDiv": "RealDiv",
+    "InplaceDivs": "RealDiv",
+    "Divs": "RealDiv",
 }
 BOOKKEEPING = ("Constant", "Load", "Depend", "UpdateState", "MakeTuple", "TupleGetItem")
 
 
 def signature(op):
     """Return the names of an operator's inputs and of its attributes."""
-    if op in FOREIGN:
-        return FOREIGN[op]
+    if op in SIGNATURES:
+        return SIGNATURES[op]
     cls = getattr(gen_ops_prim, op, None)
     if cls is None:
         return (), ()
@@ -112,6 +123,10 @@ class Reader:
 
     def node(self, op, attributes, proto, constants):
         taken = [self.known[name] for name in proto.input]
+        if op in PLAIN:
+            taken[:2] = [
+                np.array(thing, np.float32) if isinstance(thing, (int, float)) else thing for thing in taken[:2]
+            ]
         calls, settings = signature(op)
         names = [*calls, *settings] if len(taken) > len(calls) else calls
         inputs = []
@@ -124,6 +139,10 @@ class Reader:
             elif thing is not None:
                 attributes[name] = thing
         outputs = self.outputs(op, proto)
+        if op in PLAIN:
+            if attributes.pop("alpha", 1) != 1:
+                raise UserError(f"the network has the operator {op} with a factor, which cannot be exported")
+            op = PLAIN[op]
         self.known[proto.output[0]] = outputs[0] if len(outputs) == 1 else outputs
         return Node(op, inputs, outputs, old_style(op, attributes, outputs[0]))
 

@@ -114,3 +114,18 @@ def test_unknown_operators_are_named(tmp_path):
     ms.export(Erf(), ms.Tensor(np.zeros(3, np.float32)), file_name=str(path), file_format="MINDIR")
     with pytest.raises(UserError, match="has the operator Erf"):
         write_onnx(read_mindir(path), tmp_path / "erf.onnx")
+
+
+def test_operators_in_place_and_of_numbers(tmp_path):
+    class InPlace(nn.Cell):
+        def construct(self, x):
+            y = ops.relu(x)
+            y += x
+            return y * 3.0 / 7.0
+
+    x = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
+    path = tmp_path / "plain.mindir"
+    ms.export(InPlace(), ms.Tensor(x), file_name=str(path), file_format="MINDIR")
+    write_onnx(read_mindir(path), tmp_path / "net.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"))
+    close(session.run(None, {session.get_inputs()[0].name: x})[0], (np.maximum(x, 0) + x) * 3 / 7)
