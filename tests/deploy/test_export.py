@@ -23,7 +23,7 @@ from src.deploy.export import Options, export
 from src.deploy.lite import Lite, find_lite
 from src.deploy.quantize import full_batches
 from src.engine.checkpoint import adapt_config, load_checkpoint, restore
-from src.engine.evaluate import measure, softmax
+from src.engine.evaluate import predict, softmax, summarize
 from src.errors import UserError
 from tests.conftest import ROOT
 
@@ -144,7 +144,8 @@ def test_artefacts_evaluate_as_the_checkpoint(case, exported):
     for path in (case.source, *exported.values()):
         overrides = ["runtime.mode=pynative", "runtime.kernels=stock"] if path == case.source else []
         trained = open_trained(path, overrides)
-        results.append(measure(trained.step, eval_loader(trained.config, case.samples, trained.batch_size)))
+        loader = eval_loader(trained.config, case.samples, trained.batch_size)
+        results.append(summarize(predict(trained.step, loader)))
     for result in results[1:]:
         assert (result.confusion == results[0].confusion).all()
         assert (result.top1, result.top5) == (results[0].top1, results[0].top5)
