@@ -133,7 +133,7 @@ class Writer:
     def convert_MaxPool(self, node, settings, outputs):  # noqa: N802
         window = {"kernel_shape": settings["kernel_size"][-2:], "strides": settings["strides"][-2:]}
         op = "MaxPool" if node.op == "MaxPool" else "AveragePool"
-        self.add(op, node.inputs, outputs, **window, **padding(settings["pad_mode"]))
+        self.add(op, node.inputs, outputs, **window, **padding(settings["pad_mode"], settings.get("pad")))
 
     convert_AvgPool = convert_MaxPool  # noqa: N815
 
@@ -172,12 +172,12 @@ class Writer:
         self.add("Squeeze", [kept, self.constant(node, "dropped", dropped)], outputs)
 
 
-def padding(mode, pads=(0, 0, 0, 0)):
+def padding(mode, pads):
     """Return the attributes of a convolution's or pooling's padding; MindSpore's are top, bottom, left, right."""
     if mode.lower() == "same":
         return {"auto_pad": "SAME_UPPER"}
-    top, bottom, left, right = pads
-    return {"pads": [top, left, bottom, right] if mode.lower() == "pad" else [0] * 4}
+    top, bottom, left, right = pads if mode.lower() == "pad" else (0, 0, 0, 0)
+    return {"pads": [top, left, bottom, right]}
 
 
 def onnx_type(dtype):

@@ -41,32 +41,51 @@ def fold_batch_norm(graph):
 def replace_pools(graph):
     """Make two-dimensional operators of the three-dimensional ones by which MindSpore does padded pooling.
 
-    Their input is (N, C, H, W) made (N, C, 1, H, W). The greatest is taken of maps padded with zeros by an operator of
-    its own, which is right after a ReLU; the average is a depthwise convolution, which pads itself.
+    Their input is (N, C, H, W) made (N, C, 1, H, W). The average is a depthwise convolution; the maximum pads itself,
+    as in MindSpore Lite and ONNX.
     """
     makers, users = graph.makers(), graph.users()
     for node in [node for node in graph.nodes if node.op in ("MaxPool3DWithArgmax", "AvgPool3D")]:
-        expand, squeeze = makers[node.inputs[0]], users[node.output.name][0]
-        source, value, attributes = expand.inputs[0], squeeze.output, node.attributes
+        source = makers[node.inputs[0]].inputs[0]
+        squeeze, attributes = users[node.output.name][0], node.attributes
         strides = (1, 1, *attributes["strides"][-2:])
         if node.op == "AvgPool3D":
             if attributes.get("divisor_override") or not attributes.get("count_include_pad", True):
                 raise UserError("an average pooling that divides by another number than its window cannot be exported")
-            kernel, channels = attributes["kernel_size"][-2:], value.shape[1]
-            weight = np.full((channels, 1, *kernel), 1 / np.prod(kernel), np.float32)
-            graph.constants[f"{value.name}_weight"] = weight
-            squeeze.op, squeeze.inputs = "Conv2D", [source, f"{value.name}_weight"]
+            kernel, channels = attributes["kernel_size"][-2:], squeeze.output.shape[1]
+            weight = f"{squeeze.output.name}_weight"
+            graph.constants[weight] = np.full((channels, 1, *kernel), 1 / np.prod(kernel), np.float32)
+            squeeze.op, squeeze.inputs = "Conv2D", [source, weight]
             squeeze.attributes = depthwise_attributes(kernel, strides, attributes["pad"][-4:], channels)
             continue
-        if makers[source].op not in ("ReLU", "ReLU6"):
-            raise UserError("a max pooling padded with zeros is exported after a ReLU only")
-        (top, left), (n, c, height, width) = attributes["pads"][-2:], makers[source].output.shape
-        padded = Value(f"{value.name}_padded", (n, c, height + 2 * top, width + 2 * left), value.dtype)
-        expand.op, expand.outputs = "Pad", [padded]
-        expand.attributes = {"paddings": ((0, 0), (0, 0), (top, top), (left, left))}
-        squeeze.op, squeeze.inputs = "MaxPool", [padded.name]
-        kernel = (1, 1, *attributes["ksize"][-2:])
-        squeeze.attributes = {"kernel_size": kernel, "strides": strides, "pad_mode": "VALID", "format": "NCHW"}
+        (top, left), kernel = attributes["pads"][-2:], (1, 1, *attributes["ksize"][-2:])
+        squeeze.op, squeeze.inputs = "MaxPool", [source]
+        squeeze.attributes = {
+            "kernel_size": kernel,
+            "strides": strides,
+            "pad_mode": "PAD",
+            "pad": (top, top, left, left),
+            "format": "NCHW",
+        }
+
+
+def separate_padding(graph):
+    """Let an operator of its own pad a max pooling with zeros, which is right after a ReLU: MindSpore's cannot."""
+    makers, nodes = graph.makers(), []
+    for node in graph.nodes:
+        if node.op == "MaxPool" and node.attributes["pad_mode"] == "PAD":
+            source = makers[node.inputs[0]]
+            if source.op not in ("ReLU", "ReLU6"):
+                raise UserError("a max pooling padded with zeros is exported to MindIR after a ReLU only")
+            top, bottom, left, right = node.attributes.pop("pad")
+            n, c, height, width = source.output.shape
+            shape = (n, c, height + top + bottom, width + left + right)
+            padded = Value(f"{node.output.name}_padded", shape, source.output.dtype)
+            paddings = {"paddings": ((0, 0), (0, 0), (top, bottom), (left, right))}
+            nodes.append(Node("Pad", node.inputs, [padded], paddings))
+            node.inputs, node.attributes["pad_mode"] = [padded.name], "VALID"
+        nodes.append(node)
+    graph.nodes = nodes
 
 
 def depthwise_attributes(kernel, strides, pads, channels):
