@@ -1,12 +1,11 @@
-"""Evaluate a checkpoint: python eval.py --checkpoint runs/quickstart/best.ckpt [--images FILE_OR_FOLDER]"""
+"""Evaluate a checkpoint or an exported file: python eval.py --checkpoint runs/quickstart/best.ckpt [--images PATH]"""
 
 from pathlib import Path
 
 from src.data.datasets import SPLITS, load_samples
 from src.data.loading import eval_loader
-from src.engine.checkpoint import adapt_config, load_checkpoint, restore
-from src.engine.device import use_device
-from src.engine.evaluate import evaluate
+from src.deploy.artefact import open_trained
+from src.engine.evaluate import predict, summarize
 from src.engine.report import (
     find_images,
     predict_files,
@@ -15,14 +14,14 @@ from src.engine.report import (
     write_evaluation,
     write_predictions,
 )
-from src.engine.step import make_eval_step
 from src.errors import ArgumentParser, UserError, run
-from src.kernels import use_kernels
 
 
 def main():
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", required=True, help="a best.ckpt or last.ckpt of train.py")
+    parser.add_argument(
+        "--checkpoint", required=True, help="a .ckpt of train.py, or a .mindir, .onnx or .ms of export.py"
+    )
     parser.add_argument(
         "--split", choices=SPLITS, help="which images to evaluate (default: what training evaluated on)"
     )
@@ -34,20 +33,17 @@ def main():
         help="with --images: where the predictions go, with a contact sheet as PNG (default: predictions.csv beside "
         "the checkpoint)",
     )
+    parser.add_argument("--lite-python", metavar="PATH", help="for .ms: the Python that has MindSpore Lite")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="such as data.root or runtime.device")
     args = parser.parse_intermixed_args()
     refuse_unused(args)
 
-    checkpoint = load_checkpoint(args.checkpoint)
-    config, classes = adapt_config(checkpoint.config, args.overrides), checkpoint.classes
-    use_device(config.runtime)
-    classifier = restore(checkpoint, args.checkpoint)
-    use_kernels(classifier, config.runtime)
-    step = make_eval_step(classifier, compiled=config.runtime.mode == "graph")
+    trained = open_trained(args.checkpoint, args.overrides, args.lite_python)
+    step, config, classes = trained.step, trained.config, trained.classes
 
     if args.images:
         files = find_images(args.images)
-        seen, probabilities = predict_files(step, config, classes, files)
+        seen, probabilities = predict_files(step, config, classes, files, trained.batch_size)
         print_predictions(files, probabilities, classes)
         table = Path(args.csv or Path(args.checkpoint).with_name("predictions.csv"))
         write_predictions(files, seen, probabilities, classes, table)
@@ -55,8 +51,8 @@ def main():
         return
 
     samples = load_samples(config.data, args.split or "eval", classes)
-    batches = eval_loader(config, samples)
-    result = evaluate(classifier, step, batches)
+    batches = eval_loader(config, samples, trained.batch_size)
+    result = summarize(predict(step, batches))
     for note in samples.notes:
         print(f"note: {note}")
     if batches.bad:

@@ -101,8 +101,10 @@ def test_networks_train_and_export(script, tmp_path, name):
     assert (done.returncode, done.stderr) == (0, "")
     description = json.loads((tmp_path / "net.mindir.json").read_text())
     assert description["verification"]["images"] == 364
-    assert description["verification"]["top1"] == best["top1"]
-    assert description["verification"]["max_difference"] <= 1e-4
+    assert description["verification"]["checkpoint_top1"] == best["top1"]
+    for check in description["verification"]["runtimes"]:
+        assert check["top1"] == best["top1"]
+        assert check["max_difference"] <= 1e-4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.mindir", "net.mindir.json", "run"]
 
 
@@ -226,8 +228,25 @@ def test_bad_checkpoints_are_one_line(quickstart, mistake, tmp_path):
         ("eval.py", ["--csv", "p.csv"], "--csv p.csv: needs --images"),
         ("eval.py", ["--images", "x", "--json", "e.json"], "--json e.json: cannot be used with --images"),
         ("eval.py", ["--images", "nowhere"], "--images: nowhere: no such file or folder"),
-        ("eval.py", ["model.width=1.0"], "model.width=1.0: cannot be changed for a checkpoint"),
-        ("export.py", ["--output", "net.onnx"], "--output net.onnx: must end with .mindir"),
+        ("eval.py", ["model.width=1.0"], "model.width=1.0: cannot be changed for a trained network"),
+        ("export.py", ["--output", "net.pb"], "--output net.pb: must end with .mindir, .onnx, .ms, .air"),
+        ("export.py", ["--output", "net.onnx", "--format", "mindir"], "--output net.onnx: must end with .mindir"),
+        ("export.py", ["--output", "net.air"], "--format air: is written on Ascend only, and this run is on CPU"),
+        ("export.py", ["--output", "net.mindir", "--batch", "0"], "--batch 0: must be at least 1"),
+        (
+            "export.py",
+            ["--output", "net.onnx", "--calibration", "8"],
+            "--calibration 8: is not used with",
+        ),
+        ("export.py", ["--output", "net.onnx", "--max-drop", "2"], "--max-drop 2.0: is not used with --format onnx"),
+        ("export.py", ["--output", "net.onnx", "--mindir-version", "3"], "--mindir-version 3: is not used with"),
+        (
+            "export.py",
+            ["--output", "net.mindir", "--precision", "int8"],
+            "--precision int8: is for --format onnx",
+        ),
+        ("export.py", ["--output", "net.ms", "--lite-python", "/bin/false"], "--lite-python /bin/false: is no Python"),
+        ("eval.py", ["--lite-python", "python3"], "--lite-python python3: is for .ms files"),
         ("export.py", ["--output", "net.mindir", "--verify", "0"], "--verify 0: must be at least 1"),
         ("export.py", ["--output", "net.mindir", "runtime.kernels=native"], "runtime.kernels=native: an export always"),
         ("export.py", ["--output", "net.mindir", "runtime.device=gpu"], "runtime.device: gpu is not available here"),

@@ -114,14 +114,14 @@ def load_checkpoint(path):
     )
 
 
-def adapt_config(config, overrides):
-    """Return a checkpoint's config with overrides; a key that is fixed by the training is a `UserError`."""
+def adapt_config(config, overrides, free=FREE_KEYS):
+    """Return a checkpoint's config with overrides; a key that is not among the `free` ones is a `UserError`."""
     for override in overrides:
         key = override.partition("=")[0]
-        if key not in FREE_KEYS:
+        if key not in free:
             raise UserError(
-                f"{override}: cannot be changed for a checkpoint{did_you_mean(key, FREE_KEYS)}; "
-                f"can be: {', '.join(FREE_KEYS)}"
+                f"{override}: cannot be changed for a trained network{did_you_mean(key, free)}; "
+                f"can be: {', '.join(free)}"
             )
     return make_config(config.model_dump(), overrides, source="checkpoint")
 

@@ -75,8 +75,13 @@ def summarize(batches, ranks=None):
 
 def cross_entropy(logits, labels):
     """Return -log softmax(logits)[label], float64 (N)."""
+    return -log_softmax(logits)[np.arange(len(labels)), labels]
+
+
+def log_softmax(logits):
+    """Return the logarithms of the probabilities of logits (N, classes), float64."""
     shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    return np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels]
+    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
 
 
 def softmax(logits):

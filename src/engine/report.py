@@ -53,13 +53,13 @@ def find_images(path):
     return files
 
 
-def predict_files(step, config, classes, files):
+def predict_files(step, config, classes, files, batch_size=None):
     """Predict image files: return (the first SHEET_IMAGES as the network saw them, uint8; probabilities of all).
 
-    Shapes are (n, H, W, C) and (N, classes).
+    Shapes are (n, H, W, C) and (N, classes); the step takes `batch_size` images, or as many as it is given.
     """
     samples = Samples(files, np.zeros(len(files), np.int32), classes)
-    loader = eval_loader(config, samples, batch_size=min(len(files), config.train.batch_size))
+    loader = eval_loader(config, samples, batch_size=batch_size or min(len(files), config.train.batch_size))
     loader.skip_bad = False  # each file has its row
     seen, probabilities = [], []
     for images, _, logits in predict(step, loader):

@@ -1,0 +1,60 @@
+"""Int8: ranges measured on calibration images, weights and maps rounded to 8 bits."""
+
+import configparser
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+
+from src.deploy.mindir import write_mindir
+from src.engine.files import make_parent
+from src.errors import UserError
+
+WORKER = Path(__file__).with_name("quantize_worker.py")
+
+
+def full_batches(loader, classifier, kind):
+    """Yield the loader's batches as a file takes them, images or tensors, but for a smaller last one."""
+    for images, _ in loader.epoch():
+        if len(images) == loader.batch_size:
+            yield images if kind == "image" else classifier.preprocess(ms.Tensor(images)).asnumpy()
+
+
+def quantize_onnx(path, batches):
+    """Replace the float32 ONNX file at `path` by an int8 one; `batches` are inputs of the file, as arrays."""
+    images, quantized = path.with_suffix(".npy"), path.with_suffix(".int8.onnx")
+    np.save(images, np.stack(list(batches)))
+    command = [sys.executable, str(WORKER), str(path), str(quantized), str(images)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise UserError(f"ONNX Runtime's quantiser failed: {(done.stderr.strip() or 'it crashed').splitlines()[-1]}")
+    os.replace(quantized, path)
+
+
+def write_lite_calibration(graph, batches, folder):
+    """Write what MindSpore Lite's converter needs for int8 into `folder`: model.mindir, images/, int8.cfg.
+
+    Return the configuration, {section: {key: value}}.
+    """
+    write_mindir(graph, make_parent(folder / "model.mindir"))
+    count = 0
+    for batch in batches:
+        batch.tofile(make_parent(folder / "images" / f"{count:05}.bin"))
+        count += 1
+    settings = {
+        "common_quant_param": {"quant_type": "FULL_QUANT", "bit_num": "8"},
+        "data_preprocess_param": {
+            "calibrate_path": f"{graph.input.name}:{(folder / 'images').resolve()}",
+            "calibrate_size": str(count),
+            "input_type": "BIN",
+        },
+        "full_quant_param": {"activation_quant_method": "MAX_MIN", "bias_correction": "true"},
+    }
+    config = configparser.ConfigParser()
+    config.read_dict(settings)
+    with open(folder / "int8.cfg", "w", encoding="utf-8") as file:
+        config.write(file, space_around_delimiters=False)
+    return settings

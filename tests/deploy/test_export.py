@@ -1,0 +1,277 @@
+"""Exports of the quickstart's network, each on its own runtime, beside what the checkpoint itself puts out."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import onnxruntime
+import pytest
+from mindspore import nn
+from PIL import Image
+
+from src.data.datasets import load_samples
+from src.data.loading import eval_loader
+from src.deploy import export as exporting
+from src.deploy.artefact import open_trained
+from src.deploy.description import Description, read_description
+from src.deploy.export import Options, export
+from src.deploy.lite import Lite, find_lite
+from src.deploy.quantize import full_batches
+from src.engine.checkpoint import adapt_config, load_checkpoint, restore
+from src.engine.evaluate import predict, softmax, summarize
+from src.errors import UserError
+from tests.conftest import ROOT
+
+LITE = find_lite()
+needs_lite = pytest.mark.skipif(LITE is None, reason="MindSpore Lite is not installed: run tools/setup_lite.sh")
+
+
+@dataclasses.dataclass
+class Case:
+    """The quickstart's checkpoint with 40 of its test images."""
+
+    source: Path
+    checkpoint: object
+    classifier: object
+    samples: object
+
+    def loader(self, batch=1):
+        return eval_loader(self.checkpoint.config, self.samples, batch_size=batch)
+
+    def export(self, output, **options):
+        options = Options(format=output.suffix[1:], **options)
+        calibration = None
+        if options.precision == "int8":
+            calibration = full_batches(self.loader(options.batch), self.classifier, options.input)
+        loader = self.loader(options.batch)
+        return export(self.checkpoint, self.source, self.classifier, loader, output, options, calibration)
+
+    def batches(self, batch=1):
+        """Yield (images, the checkpoint's logits)."""
+        for images, _ in self.loader(batch).epoch():
+            yield images, self.classifier(ms.Tensor(images)).asnumpy()
+
+
+@pytest.fixture(scope="module")
+def case(quickstart):
+    _, folder, _ = quickstart
+    source = folder / "best.ckpt"
+    checkpoint = load_checkpoint(source)
+    # Op by op: nothing is compiled for so few images.
+    config = adapt_config(checkpoint.config, ["runtime.mode=pynative"])
+    samples = load_samples(config.data, "test", checkpoint.classes).take(np.arange(0, 360, 9))
+    classifier = restore(checkpoint, source)
+    return Case(source, dataclasses.replace(checkpoint, config=config), classifier, samples)
+
+
+@pytest.fixture(scope="module")
+def exported(case, tmp_path_factory):
+    """The default export of each format: {ending: path}."""
+    folder = tmp_path_factory.mktemp("exported")
+    paths = {kind: folder / f"net.{kind}" for kind in ("mindir", "onnx", "ms") if kind != "ms" or LITE}
+    for path in paths.values():
+        case.export(path)
+    return paths
+
+
+def run_onnx(path, images):
+    session = onnxruntime.InferenceSession(str(path))
+    return session.run(None, {session.get_inputs()[0].name: images})[0]
+
+
+def test_mindir_gives_the_checkpoints_probabilities_in_mindspore(case, exported):
+    network = nn.GraphCell(ms.load(str(exported["mindir"])))
+    seen = []
+    for images, logits in case.batches():
+        out = network(ms.Tensor(images)).asnumpy()
+        np.testing.assert_allclose(out, softmax(logits), atol=1e-5)
+        seen.append(out.argmax())
+    assert len(set(seen)) > 5  # outputs that differ: blindness to the input would show
+
+
+def test_onnx_takes_batches_of_tensors_and_gives_logits(case, tmp_path):
+    path = tmp_path / "out" / "net.onnx"
+    description = case.export(path, input="tensor", logits=True, batch=3)
+    assert (description.input.shape, description.input.dtype) == ([3, 1, 16, 16], "float32")
+    assert sorted(file.name for file in path.parent.iterdir()) == ["net.onnx", "net.onnx.json"]
+    data = case.checkpoint.config.data
+    for images, logits in list(case.batches(3))[:5]:
+        tensor = np.float32((images / 255 - data.mean) / data.std).transpose(0, 3, 1, 2)
+        np.testing.assert_allclose(run_onnx(path, tensor), logits, atol=1e-4)
+
+
+@needs_lite
+def test_lite_runs_both_its_formats_as_the_checkpoint_does(case, exported):
+    images, logits = next(case.batches())
+    for path in (exported["ms"], exported["mindir"]):
+        with Lite(LITE) as lite:
+            lite.load(path)
+            np.testing.assert_allclose(lite.run(images), softmax(logits), atol=1e-5)
+            with pytest.raises(UserError, match="MindSpore Lite: .+"):
+                lite.run(images[:, :8])
+    checked = [check.runtime for check in read_description(exported["mindir"]).verification.runtimes]
+    assert checked == ["MindSpore", "MindSpore Lite"]
+
+
+def test_descriptions_are_true(case, exported):
+    data = case.checkpoint.config.data
+    for kind, path in exported.items():
+        described = json.loads(Path(f"{path}.json").read_text())
+        assert described["format"] == kind
+        assert described["size"] == path.stat().st_size
+        assert described["input"]["shape"] == [1, 16, 16, 1]
+        assert described["classes"] == [str(i) for i in range(10)]
+        assert described["preprocessing"]["mean"] == data.mean
+        assert described["verification"]["images"] == 40
+        right = sum(int(logits.argmax() == label) for (_, logits), label in zip(case.batches(), case.samples.labels))
+        assert described["verification"]["checkpoint_top1"] == right / 40
+        for check in described["verification"]["runtimes"]:
+            assert check["top1"] == right / 40
+            assert check["max_difference"] <= 1e-4
+
+
+def test_the_schema_in_the_docs_is_the_one_that_is_checked():
+    assert json.loads((ROOT / "docs" / "artefact.schema.json").read_text()) == Description.model_json_schema()
+
+
+def test_artefacts_evaluate_as_the_checkpoint(case, exported):
+    results = []
+    for path in (case.source, *exported.values()):
+        overrides = ["runtime.mode=pynative", "runtime.kernels=stock"] if path == case.source else []
+        trained = open_trained(path, overrides)
+        loader = eval_loader(trained.config, case.samples, trained.batch_size)
+        results.append(summarize(predict(trained.step, loader)))
+    for result in results[1:]:
+        assert (result.confusion == results[0].confusion).all()
+        assert (result.top1, result.top5) == (results[0].top1, results[0].top5)
+        assert result.loss == pytest.approx(results[0].loss, rel=1e-4)
+
+
+def test_int8_is_smaller_and_loses_little(case, exported, tmp_path):
+    path = tmp_path / "net.onnx"
+    description = case.export(path, precision="int8", batch=4, max_drop=10.0)
+    assert path.stat().st_size < 0.45 * exported["onnx"].stat().st_size
+    types = {entry.type for entry in onnxruntime.InferenceSession(str(path)).get_inputs()}
+    assert types == {"tensor(uint8)"}
+    lost = description.verification.checkpoint_top1 - description.verification.runtimes[0].top1
+    assert lost <= 0.1
+
+
+def test_precision_that_loses_too_much_is_refused(case, tmp_path):
+    with pytest.raises(UserError, match=r"float16 loses .+ points of top-1, allowed are -100 .+no file was written"):
+        case.export(tmp_path / "net.onnx", precision="float16", max_drop=-100.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "part"),
+    [("MAX_DIFFERENCE", -1.0, "file and checkpoint differ by"), ("MIN_AGREEMENT", 2.0, "have another top-1 class")],
+)
+def test_failed_verification_leaves_nothing(case, tmp_path, monkeypatch, limit, value, part):
+    monkeypatch.setattr(exporting, limit, value)
+    with pytest.raises(UserError, match=f"verification failed on ONNX Runtime .+{part}"):
+        case.export(tmp_path / "net.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mindspores_own_version_is_left_as_it_is(case, tmp_path):
+    description = case.export(tmp_path / "net.mindir", mindir_version=3)
+    assert description.mindir_version == 3
+    assert [check.runtime for check in description.verification.runtimes] == ["MindSpore"]
+
+
+def test_bad_artefacts_are_one_line(exported, mistake, tmp_path):
+    good = exported["onnx"]
+
+    def copy(name, path=good, sidecar=None):
+        target = tmp_path / name
+        shutil.copy(path, target)
+        content = sidecar if sidecar is not None else Path(f"{path}.json").read_text()
+        Path(f"{target}.json").write_text(content)
+        return target
+
+    def said(path, *arguments):
+        return mistake("eval.py", "--checkpoint", path, *arguments, cwd=tmp_path)
+
+    damaged = copy("damaged.onnx")
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    assert f"{damaged}: is damaged, or another file than damaged.onnx.json describes" in said(damaged)
+    assert "damaged.onnx.json: describes a file of format mindir" not in said(damaged)
+    alone = tmp_path / "alone.onnx"
+    shutil.copy(good, alone)
+    assert f"{alone}: was not written by export.py, or its description alone.onnx.json is not" in said(alone)
+    assert "of.json.onnx.json: is damaged: not JSON" in said(copy("of.json.onnx", sidecar="{"))
+    assert "classes: Field required" in said(copy("short.onnx", sidecar='{"version": 1}'))
+    assert "describes a file of format onnx, not other.mindir" in said(copy("other.mindir"))
+    assert "nowhere.onnx: no such file" in said(tmp_path / "nowhere.onnx")
+    assert "data.image_size=24: cannot be changed for a trained network" in said(good, "data.image_size=24")
+    assert "runtime.mode=pynative: cannot be changed" in said(good, "runtime.mode=pynative")
+
+
+def test_without_lite_its_formats_are_one_line(case, monkeypatch, tmp_path):
+    monkeypatch.setattr("src.deploy.lite.has_lite", lambda python: False)
+    with pytest.raises(UserError, match=r"MindSpore Lite was not found: tools/setup_lite.sh"):
+        case.export(tmp_path / "net.ms")
+    description = case.export(tmp_path / "net.mindir")
+    assert [check.runtime for check in description.verification.runtimes] == ["MindSpore"]
+
+
+@pytest.fixture
+def digit(tmp_path, digit_images):
+    """A digit at the network's size, as PGM, which no example needs to resize."""
+    path = tmp_path / "digit.pgm"
+    Image.fromarray(digit_images[0][4]).resize((16, 16), Image.BILINEAR).save(path)
+    return path
+
+
+def expected_table(case, digit):
+    image = np.asarray(Image.open(digit)).reshape(1, 16, 16, 1)
+    probabilities = softmax(case.classifier(ms.Tensor(image)).asnumpy())[0]
+    return [(probabilities[i], str(i)) for i in np.argsort(-probabilities)[:5]]
+
+
+def table(printed):
+    return [(pytest.approx(float(line.split()[0]), abs=2e-5), line.split()[1]) for line in printed.splitlines()]
+
+
+def test_python_example(case, exported, digit):
+    command = [sys.executable, str(ROOT / "examples" / "onnx_python" / "classify.py"), exported["onnx"], digit]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert table(done.stdout) == expected_table(case, digit)
+
+
+@needs_lite
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+def test_cpp_example(case, exported, digit, tmp_path):
+    program = tmp_path / "classify"
+    subprocess.run([ROOT / "examples" / "lite_cpp" / "build.sh", LITE, program], check=True)
+    done = subprocess.run([program, exported["ms"], digit], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert table(done.stdout) == expected_table(case, digit)
+    wrong = subprocess.run([program, exported["ms"], __file__], capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert "is no binary PPM or PGM image" in wrong.stderr
+
+
+@needs_lite
+def test_latency_of_all_runtimes(exported, script, tmp_path):
+    arguments = [*exported.values(), "--rounds", "1", "--json", "latency.json"]
+    done = script("benchmarks/latency.py", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "latency.json").read_text())["results"]
+    kinds = [(Path(row["path"]).suffix, row["runtime"]) for row in rows]
+    assert kinds == [
+        (".mindir", "MindSpore"),
+        (".mindir", "MindSpore Lite"),
+        (".onnx", "ONNX Runtime"),
+        (".ms", "MindSpore Lite"),
+    ]
+    for row in rows:
+        assert 0 < row["low_ms"] <= row["median_ms"] <= row["high_ms"]
+        assert row["peak_memory"] > 10**7

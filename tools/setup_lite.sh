@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# MindSpore Lite for export.py, eval.py and benchmarks/latency.py, in an environment of its own, where they find it.
+# The one on the package registry, 2.0.0, is for Python 3.7: give its path, or have it in PATH or in pyenv.
+set -euo pipefail
+
+folder="${XDG_CACHE_HOME:-$HOME/.cache}/pocketspore/lite"
+is_37() { "$1" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 7))' 2>/dev/null; }
+python=""
+for candidate in "${1:-python3.7}" ${1:-"${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.7.*/bin/python}; do
+  if [ -z "$python" ] && is_37 "$candidate"; then
+    python="$candidate"
+  fi
+done
+if [ -z "$python" ]; then
+  echo "error: no Python 3.7${1:+ at $1}: install one (pyenv install 3.7) or name it: tools/setup_lite.sh PYTHON" >&2
+  exit 2
+fi
+if [ -x "$folder/bin/python" ] && "$folder/bin/python" -c 'import mindspore_lite' 2>/dev/null; then
+  echo "MindSpore Lite is there already: $folder"
+  exit 0
+fi
+rm -rf "$folder"
+"$python" -m venv "$folder"
+"$folder/bin/pip" install -q --disable-pip-version-check mindspore-lite==2.0.0 "numpy<1.22"
+"$folder/bin/python" -c 'import mindspore_lite as lite; print("MindSpore Lite", lite.__version__)'
+echo "ready: $folder"
