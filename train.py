@@ -47,7 +47,7 @@ def main():
 
 
 def train(config, folder, resuming, ranks):
-    if ranks.is_first:
+    if resuming and ranks.is_first:
         folder.open()
     found = state_to_resume(folder, config) if resuming else None
 
@@ -74,7 +74,7 @@ def train(config, folder, resuming, ranks):
     teacher = create_teacher(config, classifier, classes)
     optimizer = create_optimizer(config, classifier)
     step = TrainStep(classifier, optimizer, config, ranks, teacher, scaler)
-    rates = learning_rates(config, len(loaders[0]) // step.every, ranks.count).reshape(config.train.epochs, -1)
+    rates = learning_rates(config, step.updates(len(loaders[0])), ranks.count).reshape(config.train.epochs, -1)
     ranks.broadcast(classifier.get_parameters())
 
     interrupts = Interrupts()

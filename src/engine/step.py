@@ -7,6 +7,7 @@ from mindspore.amp import all_finite
 from src.engine.draws import Draws
 from src.engine.loss import make_loss
 from src.engine.parallel import Ranks
+from src.errors import UserError
 
 
 class TrainStep:
@@ -48,6 +49,12 @@ class TrainStep:
             return ops.depend(rate, each(clear, ops.depend(sums, done)))
 
         self.collect, self.finish = (ms.jit(f) if self.compiled else f for f in (collect, finish))
+
+    def updates(self, batches):
+        """Return how many updates so many batches make; none is a `UserError`."""
+        if batches < self.every:
+            raise UserError(f"train.accumulate: {self.every} is more than the {batches} batches of an epoch")
+        return batches // self.every
 
     def __call__(self, images, labels, rate, number=0):
         self.shapes.add(images.shape)
