@@ -1,0 +1,58 @@
+"""Every shipped config builds its network, schedule, optimizer and augmentation, and takes a step."""
+
+import math
+
+import mindspore as ms
+import numpy as np
+import pytest
+
+from src.config import load_config
+from src.data.datasets import Samples
+from src.data.loading import train_loader
+from src.engine.optimizer import create_optimizer
+from src.engine.schedule import learning_rates
+from src.engine.step import TrainStep
+from src.models import create_model
+from tests.conftest import ROOT
+
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+BATCH = 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+def test_config_takes_a_step_on_generated_data(path):
+    config = load_config(path, ["runtime.mode=pynative", f"train.batch_size={BATCH}", "data.workers=1"])
+    classes = 1000 if config.data.name == "imagenet" else 10
+    generator = np.random.default_rng(0)
+    side, channels = config.data.image_size, config.data.channels
+    images = generator.integers(0, 256, (2 * BATCH, side, side, channels), dtype=np.uint8)
+    labels = generator.integers(0, classes, 2 * BATCH).astype(np.int32)
+    samples = Samples(images, labels, [str(i) for i in range(classes)])
+    size = (config.train.image_sizes or [side])[0]
+    images, labels = next(iter(train_loader(config, samples, image_size=size).epoch(1)))
+    assert (images.shape, images.dtype) == ((BATCH, size, size, channels), np.uint8)
+
+    classifier = create_model(config.model, config.data, classes).set_train(True)
+    before = {parameter.name: parameter.asnumpy().copy() for parameter in classifier.trainable_params()}
+    step = TrainStep(classifier, create_optimizer(config, classifier), config)
+    # A step on a part of the image: what 224 pixels cost is of no interest here.
+    images = np.ascontiguousarray(images[:, :32, :32])
+    loss, logits = step(ms.Tensor(images), ms.Tensor(labels), ms.Tensor(config.optimizer.lr, ms.float32))
+    assert logits.shape == (BATCH, classes)
+    assert math.log(classes) / 2 < float(loss.asnumpy()) < 3 * math.log(classes)
+    changed = [name for name, old in before.items() if (classifier.parameters_dict()[name].asnumpy() != old).any()]
+    assert len(changed) > 0.9 * len(before)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+def test_schedule_of_config_reaches_the_peak_and_falls(path):
+    config = load_config(path)
+    # The recipes for ImageNet are meant for eight devices.
+    ranks = 8 if config.data.name == "imagenet" else 1
+    rates = learning_rates(config, 10, ranks)
+    assert len(rates) == config.train.epochs * 10
+    assert rates.max() == np.float32(config.optimizer.lr)
+    assert 0 < rates.min() <= rates[-1] < 0.1 * rates.max()
+    if config.optimizer.lr_batch:
+        assert config.train.batch_size * ranks == config.optimizer.lr_batch
