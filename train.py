@@ -7,7 +7,7 @@ import numpy as np
 from src.data.datasets import load_samples
 from src.data.loading import count_bad, eval_loader, train_loader
 from src.engine.device import use_device
-from src.engine.fit import DivergedError, Progress, train_epoch
+from src.engine.fit import DivergedError, Progress, stage_of, train_epoch
 from src.engine.interrupts import Interrupts
 from src.engine.judge import Judge
 from src.engine.optimizer import create_optimizer
@@ -103,7 +103,7 @@ def train(config, folder, resuming, ranks):
             state = training.state
             progress.start_epoch(state.epoch + 1, state.batch)
             own_rates = rates[state.epoch] * np.float32(state.rate_factor)
-            loader = loaders[state.epoch * len(loaders) // config.train.epochs]
+            loader = stage_of(state.epoch, config.train.epochs, loaders)
             try:
                 clock = train_epoch(training, step, loader, own_rates, progress)
                 row = training.end_epoch(judge, own_rates, clock)

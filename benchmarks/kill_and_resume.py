@@ -27,7 +27,10 @@ CONFIG = {
     "model": {"name": "mobilenet_v1", "width": 0.25, "stem_stride": 1, "dropout": 0.2},
     "data": {"name": "digits", "image_size": 8, "channels": 1, "crop_fraction": 1.0, "workers": 1},
     "augment": {"crop": "pad", "padding": 1, "flip": 0.0, "mixup": 0.2, "cutmix": 1.0},
-    "train": {"epochs": 2, "batch_size": 256, "ema_decay": 0.9, "accumulate": 2, "label_smoothing": 0.1},
+    "train": {
+        **{"epochs": 2, "batch_size": 256, "ema_decay": 0.9, "accumulate": 2, "label_smoothing": 0.1},
+        **{"image_sizes": [8, 12], "recalibrate": 1},
+    },
     "optimizer": {"lr": 0.02},
     "checkpoint": {"every_steps": 1, "keep_best": 2},
     "log": {"tensorboard": False},

@@ -88,6 +88,11 @@ def train_epoch(training, step, loader, rates, progress):
     return clock
 
 
+def stage_of(epoch, epochs, stages):
+    """Return that of the `stages`, equal stretches of all `epochs`, which an epoch, from 0, is in."""
+    return stages[epoch * len(stages) // epochs]
+
+
 class Progress:
     """What the user watches: a bar over the whole training on a terminal's stderr, and on stdout a line an epoch.
 

@@ -4,6 +4,7 @@ import json
 import resource
 import shutil
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +12,12 @@ import pytest
 from benchmarks.kill_and_resume import kill_and_compare
 from src.config import make_config
 from src.engine.checkpoint import load_checkpoint
+from src.engine.fit import stage_of
 from src.engine.interrupts import Interrupts
+from src.engine.parallel import Ranks
 from src.engine.resume import refuse_changes
 from src.engine.run_folder import RunFolder, RunState
+from src.engine.training import Training
 from src.errors import UserError
 from tests.conftest import ROOT, SMALL
 
@@ -97,6 +101,26 @@ def test_a_changed_setting_is_refused_by_name(override, said):
         refuse_changes(before, make_config({}, [override]))
     assert said in str(caught.value)
     refuse_changes(before, make_config({}, ["train.epochs=40", "run.dir=x", "checkpoint.every_steps=5"]))
+
+
+@pytest.mark.parametrize(("epochs", "count"), [(7, 3), (6, 3), (5, 1), (3, 3)])
+def test_stages_are_equally_long_and_in_order(epochs, count):
+    stages = [stage_of(epoch, epochs, range(count)) for epoch in range(epochs)]
+    assert stages == sorted(stages)
+    lengths = np.bincount(stages, minlength=count)
+    assert lengths.max() - lengths.min() <= 1
+
+
+def test_training_ends_when_nothing_gets_better_for_too_long():
+    config = make_config({"train": {"epochs": 9, "patience": 3}})
+    training = Training(config, None, Ranks(), None, [], None, SimpleNamespace(state=[]))
+    losses = [0.9, 0.5, 0.6, 0.7, 0.5, 0.4, 0.4]
+    over = []
+    for epoch, loss in enumerate(losses, 1):
+        training.state.rank({"epoch": epoch, "top1": 0.5, "top5": 1.0, "loss": loss}, "loss", 1)
+        training.state.epoch = epoch
+        over.append(training.is_over())
+    assert over == [False, False, False, False, True, False, False]
 
 
 def test_a_signal_waits_for_what_must_not_be_cut():
