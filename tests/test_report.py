@@ -323,9 +323,9 @@ def test_no_run_folder_is_one_line(mistake, tmp_path):
     [
         (["--mistakes", "-1"], "--mistakes -1: must be at least 0"),
         (["--output", "best.ckpt"], "--output best.ckpt: must end with .html"),
-        (["--split", "val"], "--split: invalid choice: 'val'"),
+        (["--split", "vale"], "--split: invalid choice: 'vale'"),
         (["model.width=1.0"], "model.width=1.0: cannot be changed for a checkpoint"),
-        (["data.root=gone"], "gone/val: no such folder"),
+        (["data.root=gone"], "gone/test: no such folder"),
     ],
 )
 def test_mistakes_in_arguments(folder_run, monkeypatch, arguments, part):
