@@ -138,6 +138,8 @@ class DataConfig(Section):
             raise ValueError(f"download: true is for {listed(DOWNLOADABLE)} only, not {self.name}")
         if self.val_fraction is not None and not dataset.takes_fraction:
             raise ValueError(f"val_fraction: {self.val_fraction} is for image folders only, not {self.name}")
+        if self.on_bad_image != "error" and not dataset.has_files:
+            raise ValueError(f"on_bad_image: {self.on_bad_image} is for image files only, not {self.name}")
         if self.root is None and dataset.needs_root:
             self.root = f"data/{self.name}" if self.download else dataset.default_root
             if self.root is None:

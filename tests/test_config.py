@@ -56,6 +56,7 @@ def test_resolved_config_reads_back_the_same(path, tmp_path):
         ("data.workers=0", "data.workers: 0"),
         ("data.download=true", "data.download: true is for mnist, fashion_mnist, cifar10, cifar100 only, not digits"),
         ("data.val_fraction=0.1", "data.val_fraction: 0.1 is for image folders only, not digits"),
+        ("data.on_bad_image=skip", "data.on_bad_image: skip is for image files only, not digits"),
         ("data.on_bad_image=ignore", "data.on_bad_image: 'ignore' is not one of error, skip"),
         ("augment.crop=padd", "did you mean pad?"),
         ("augment.padding=3", "augment.padding: 3 is used with augment.crop=pad only"),

@@ -28,6 +28,7 @@ class Dataset:
     splits: Callable  # splits(data): which of SPLITS it has
     default_root: Optional[str] = None
     needs_root: bool = True
+    has_files: bool = False  # that may be bad: data.on_bad_image
     takes_fraction: bool = False  # data.val_fraction
 
 
@@ -77,9 +78,9 @@ DATASETS = {
     "fashion_mnist": Dataset(load_fashion_mnist, array_splits, default_root="/usr/share/datasets/fashion-mnist"),
     "cifar10": Dataset(load_cifar, array_splits, default_root="data/cifar10"),
     "cifar100": Dataset(load_cifar, array_splits, default_root="data/cifar100"),
-    "image_folder": Dataset(load_image_folder, folder_splits, takes_fraction=True),
-    "imagenet": Dataset(load_imagenet, folder_splits, takes_fraction=True),
-    "csv": Dataset(load_csv, csv_splits),
+    "image_folder": Dataset(load_image_folder, folder_splits, has_files=True, takes_fraction=True),
+    "imagenet": Dataset(load_imagenet, folder_splits, has_files=True, takes_fraction=True),
+    "csv": Dataset(load_csv, csv_splits, has_files=True),
     "mindrecord": Dataset(load_mindrecord, mindrecord_splits),
 }
 DOWNLOADABLE = tuple(SOURCES)
