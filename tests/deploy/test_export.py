@@ -16,10 +16,9 @@ from PIL import Image
 
 from src.data.datasets import load_samples
 from src.data.loading import eval_loader
-from src.deploy import export as exporting
 from src.deploy.artefact import open_trained
-from src.deploy.description import Description, read_description
-from src.deploy.export import Options, export
+from src.deploy.description import Description, RuntimeCheck, Verification, read_description
+from src.deploy.export import Options, check_target, export, judge
 from src.deploy.lite import Lite, find_lite
 from src.deploy.quantize import full_batches
 from src.engine.checkpoint import adapt_config, load_checkpoint, restore
@@ -169,14 +168,26 @@ def test_precision_that_loses_too_much_is_refused(case, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("limit", "value", "part"),
-    [("MAX_DIFFERENCE", -1.0, "file and checkpoint differ by"), ("MIN_AGREEMENT", 2.0, "have another top-1 class")],
+    ("found", "options", "part"),
+    [
+        ({"max_difference": 2e-4}, {}, "file and checkpoint differ by 0.0002, allowed is 0.0001"),
+        ({"agreement": 0.997}, {}, "0.30% have another top-1 class than with the checkpoint, allowed are 0.1%"),
+        ({"top1": 0.88}, {"precision": "int8"}, "int8 loses 2.00 points of top-1, allowed are 1 "),
+        ({"max_difference": 1e-4, "agreement": 0.999}, {}, None),
+        ({"top1": 0.895, "max_difference": 3.0, "agreement": 0.9}, {"precision": "int8"}, None),
+    ],
 )
-def test_failed_verification_leaves_nothing(case, tmp_path, monkeypatch, limit, value, part):
-    monkeypatch.setattr(exporting, limit, value)
-    with pytest.raises(UserError, match=f"verification failed on ONNX Runtime .+{part}"):
-        case.export(tmp_path / "net.onnx")
-    assert list(tmp_path.iterdir()) == []
+def test_what_is_too_far_from_the_checkpoint(found, options, part):
+    check = {"runtime": "ONNX Runtime", "version": "1", "max_difference": 0.0, "agreement": 1.0, "top1": 0.9, **found}
+    check = RuntimeCheck(**check)
+    verification = Verification(images=1000, checkpoint_top1=0.9, runtimes=[check])
+    options = Options(format="onnx", **options)
+    if part is None:
+        judge(check, verification, options)
+        return
+    with pytest.raises(UserError, match="failed on ONNX Runtime 1, 1000 images: .+no file was written") as said:
+        judge(check, verification, options)
+    assert part in str(said.value)
 
 
 def test_mindspores_own_version_is_left_as_it_is(case, tmp_path):
@@ -213,12 +224,13 @@ def test_bad_artefacts_are_one_line(exported, mistake, tmp_path):
     assert "runtime.mode=pynative: cannot be changed" in said(good, "runtime.mode=pynative")
 
 
-def test_without_lite_its_formats_are_one_line(case, monkeypatch, tmp_path):
+def test_without_lite_its_format_is_one_line(monkeypatch):
     monkeypatch.setattr("src.deploy.lite.has_lite", lambda python: False)
     with pytest.raises(UserError, match=r"MindSpore Lite was not found: tools/setup_lite.sh"):
-        case.export(tmp_path / "net.ms")
-    description = case.export(tmp_path / "net.mindir")
-    assert [check.runtime for check in description.verification.runtimes] == ["MindSpore"]
+        check_target(Options(format="ms"))
+    check_target(Options(format="mindir"))
+    with pytest.raises(UserError, match="--lite-python nowhere: is no Python that has mindspore_lite"):
+        check_target(Options(format="mindir", lite_python="nowhere"))
 
 
 @pytest.fixture
