@@ -142,7 +142,8 @@ def test_the_schema_in_the_docs_is_the_one_that_is_checked():
     assert json.loads((ROOT / "docs" / "artefact.schema.json").read_text()) == Description.model_json_schema()
 
 
-def test_artefacts_evaluate_as_the_checkpoint(case, exported):
+def test_artefacts_evaluate_as_the_checkpoint(case, exported, monkeypatch):
+    monkeypatch.setattr("src.deploy.artefact.use_device", lambda runtime: None)  # which only a fresh process can
     results = []
     for path in (case.source, *exported.values()):
         overrides = ["runtime.mode=pynative", "runtime.kernels=stock"] if path == case.source else []
@@ -152,7 +153,7 @@ def test_artefacts_evaluate_as_the_checkpoint(case, exported):
     for result in results[1:]:
         assert (result.confusion == results[0].confusion).all()
         assert (result.top1, result.top5) == (results[0].top1, results[0].top5)
-        assert result.loss == pytest.approx(results[0].loss, rel=1e-4)
+        assert result.loss == pytest.approx(results[0].loss, abs=1e-4)
 
 
 def test_int8_is_smaller_and_loses_little(case, exported, tmp_path):
@@ -216,12 +217,11 @@ def test_bad_artefacts_are_one_line(exported, mistake, tmp_path):
     damaged = copy("damaged.onnx")
     damaged.write_bytes(damaged.read_bytes()[:-100])
     assert f"{damaged}: is damaged, or another file than damaged.onnx.json describes" in said(damaged)
-    assert "damaged.onnx.json: describes a file of format mindir" not in said(damaged)
     alone = tmp_path / "alone.onnx"
     shutil.copy(good, alone)
     assert f"{alone}: was not written by export.py, or its description alone.onnx.json is not" in said(alone)
     assert "of.json.onnx.json: is damaged: not JSON" in said(copy("of.json.onnx", sidecar="{"))
-    assert "classes: Field required" in said(copy("short.onnx", sidecar='{"version": 1}'))
+    assert "short.onnx.json: format: Field required" in said(copy("short.onnx", sidecar='{"version": 1}'))
     assert "describes a file of format onnx, not other.mindir" in said(copy("other.mindir"))
     assert "nowhere.onnx: no such file" in said(tmp_path / "nowhere.onnx")
     assert "data.image_size=24: cannot be changed for a trained network" in said(good, "data.image_size=24")
