@@ -1,11 +1,12 @@
 """The trained network that another one learns from."""
 
+import mindspore as ms
 from mindspore import nn
 
-from src.engine.checkpoint import load_checkpoint, restore
+from src.engine.checkpoint import fill, load_checkpoint, restore
 from src.errors import UserError
 from src.models import MINDCV, create_model
-from src.pretrained.load import load_pretrained
+from src.pretrained.files import read_tensors
 
 
 class Teacher(nn.Cell):
@@ -30,11 +31,9 @@ def create_teacher(config, student, classes):
     if settings.teacher is None:
         return None
     if settings.teacher.startswith(MINDCV):
-        model = type(config.model)(name=settings.teacher)
-        classifier = create_model(model, config.data, len(classes))
-        _, fresh_head = load_pretrained(classifier, model, settings.pretrained)
-        if fresh_head:
-            raise UserError(f"distill.pretrained: {settings.pretrained} has not the {len(classes)} classes of the data")
+        classifier = create_model(type(config.model)(name=settings.teacher), config.data, len(classes))
+        tensors = {f"backbone.{name}": ms.Tensor(value) for name, value in read_tensors(settings.pretrained).items()}
+        fill(classifier.get_parameters(), tensors, settings.pretrained)
     else:
         checkpoint = load_checkpoint(settings.teacher)
         if checkpoint.classes != classes:

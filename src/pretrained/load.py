@@ -2,7 +2,7 @@
 
 import mindspore as ms
 
-from src.engine.checkpoint import load_checkpoint
+from src.engine.checkpoint import AVERAGE, OPTIMIZER, load_checkpoint
 from src.errors import UserError
 from src.models.layers import set_norm
 from src.pretrained.files import read_tensors
@@ -22,7 +22,7 @@ def load_pretrained(classifier, model, path):
     The source (PocketSpore, mindcv, torchvision or timm) is the one whose names and shapes fit. Where only the number
     of classes differs, the head stays fresh. Anything missing, unexpected or mis-shaped is a `UserError`.
     """
-    tensors = read_tensors(path)
+    tensors = weights_alone(read_tensors(path))
     candidates = [Match(classifier, name, source.names, tensors) for name, source in SOURCES[model.name].items()]
     candidates.append(Match(classifier, OURS, None, tensors))
     best = min(candidates, key=lambda match: len(match.problems()))
@@ -44,6 +44,12 @@ def load_pretrained(classifier, model, path):
             value = tensors[theirs].reshape(parameters[ours].shape)
             parameters[ours].set_data(ms.Tensor(value.astype("float32")))
     return best.source, best.fresh_head
+
+
+def weights_alone(tensors):
+    """Return the weights among what a checkpoint of ours holds: their moving average where the run kept one."""
+    averages = {name[len(AVERAGE) :]: value for name, value in tensors.items() if name.startswith(AVERAGE)}
+    return averages or {name: value for name, value in tensors.items() if not name.startswith(OPTIMIZER)}
 
 
 class Match:

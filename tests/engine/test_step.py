@@ -1,5 +1,6 @@
 """The techniques of a training step, against formulas in NumPy, on a network without BatchNorm."""
 
+import mindcv
 import mindspore as ms
 import numpy as np
 import pytest
@@ -242,6 +243,21 @@ def test_teacher_sees_images_in_its_own_normalisation():
     logits = Teacher(own, student)(student.preprocess(ms.Tensor(images)))
     pixels = (images.transpose(0, 3, 1, 2) / 255 - 0.6) / 0.1
     np.testing.assert_allclose(logits.asnumpy(), flat(pixels) @ own.arrays()[0].T + own.arrays()[1], rtol=1e-3)
+
+
+def test_teacher_of_mindcv_has_the_weights_of_its_file(tmp_path):
+    peer = mindcv.create_model("mobilenet_v1_025", num_classes=3, in_channels=1).set_train(False)
+    ms.save_checkpoint(peer, str(tmp_path / "peer.ckpt"))
+    model = {"name": "shufflenet_v2", "width": 0.5}
+    data = {"channels": 1, "image_size": 32, "mean": [0.3], "std": [0.2]}
+    distill = {"teacher": "mindcv/mobilenet_v1_025", "pretrained": str(tmp_path / "peer.ckpt")}
+    config = settings(model=model, data=data, distill=distill)
+    student = create_model(config.model, config.data, 3)
+    pixels = ms.Tensor(np.random.default_rng(0).normal(size=(2, 1, 32, 32)).astype(np.float32))
+    logits = create_teacher(config, student, ["a", "b", "c"])(pixels)
+    np.testing.assert_allclose(logits.asnumpy(), peer(pixels).asnumpy(), rtol=1e-3, atol=1e-5)
+    with pytest.raises(UserError, match=r"peer.ckpt: is of another network"):
+        create_teacher(config, student, ["a", "b"])
 
 
 def test_teacher_that_does_not_fit_is_an_error(tmp_path):

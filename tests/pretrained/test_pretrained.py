@@ -59,6 +59,17 @@ def test_logits_are_those_of_torchvision_and_timm(reference, tmp_path):
     assert (restored(ms.Tensor(random_images())).asnumpy() == logits).all()
 
 
+def test_a_run_s_moving_average_is_what_another_run_starts_from(tmp_path):
+    classifier, config = build(name="mobilenet_v1", width=0.25)
+    weights = classifier.parameters_dict()
+    average = {name: np.full(parameter.shape, 0.5, np.float32) for name, parameter in weights.items()}
+    optimizer = {"optimizer.velocity.w": np.zeros(3, np.float32)}
+    path = tmp_path / "last.ckpt"
+    save_checkpoint(path, weights, config, [str(i) for i in range(10)], 1, None, average=average, optimizer=optimizer)
+    load_pretrained(classifier, config.model, path)
+    assert all((parameter.asnumpy() == 0.5).all() for parameter in classifier.get_parameters())
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
