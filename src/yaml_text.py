@@ -1,0 +1,42 @@
+"""YAML as the configs are written in it: no key stands twice, and 1e-4 is a number."""
+
+import re
+
+import yaml
+
+from src.errors import UserError
+
+
+class Loader(yaml.SafeLoader):
+    """SafeLoader that refuses duplicate keys and reads 1e-4 as a number, as YAML 1.2 does."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def parse_yaml(text, source):
+    """Return the value of YAML `text`; `source` names it in errors."""
+    try:
+        return yaml.load(text, Loader)
+    except RecursionError:
+        raise UserError(f"{source}: is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise UserError(f"{source}: is not valid YAML: {getattr(error, 'problem', None) or error}{where}") from None
+    except (AttributeError, LookupError):
+        # What PyYAML makes of !!timestamp x, !!bool x or an empty !!int.
+        raise UserError(f"{source}: is not valid YAML: a value does not fit its tag") from None
