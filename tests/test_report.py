@@ -324,7 +324,7 @@ def test_no_run_folder_is_one_line(mistake, tmp_path):
         (["--mistakes", "-1"], "--mistakes -1: must be at least 0"),
         (["--output", "best.ckpt"], "--output best.ckpt: must end with .html"),
         (["--split", "vale"], "--split: invalid choice: 'vale'"),
-        (["model.width=1.0"], "model.width=1.0: cannot be changed for a checkpoint"),
+        (["model.width=1.0"], "model.width=1.0: cannot be changed for a trained network"),
         (["data.root=gone"], "gone/test: no such folder"),
     ],
 )

@@ -13,6 +13,8 @@ def use_device(runtime, seed=0):
     name = available[0] if runtime.device == "auto" else runtime.device
     if name not in available:
         raise UserError(f"runtime.device: {name} is not available here; available: {', '.join(available)}")
-    ms.set_device(TARGETS[name])
+    # Once MindSpore has computed anything, it takes no device, not even the one that it is on.
+    if ms.get_context("device_target") != TARGETS[name]:
+        ms.set_device(TARGETS[name])
     ms.set_context(mode=ms.GRAPH_MODE if runtime.mode == "graph" else ms.PYNATIVE_MODE)
     ms.set_seed(seed)

@@ -88,7 +88,7 @@ def test_weights_of_another_network_are_an_error(saved):
 def test_only_where_and_how_can_change_for_a_checkpoint(saved):
     _, config, _ = saved
     assert adapt_config(config, ["runtime.mode=pynative"]).runtime.mode == "pynative"
-    with pytest.raises(UserError, match=r"model.width=1.0: cannot be changed for a checkpoint"):
+    with pytest.raises(UserError, match=r"model.width=1.0: cannot be changed for a trained network"):
         adapt_config(config, ["model.width=1.0"])
     with pytest.raises(UserError, match=r"did you mean data.root"):
         adapt_config(config, ["data.rot=x"])
