@@ -96,7 +96,8 @@ def checked(args):
         if value is None and name in DEFAULTS:
             setattr(args, name, DEFAULTS[name])
     if args.precision != "float32" and (newest or kind == "air"):
-        raise UserError(f"--precision {args.precision}: cannot be had with --format {kind} --mindir-version 3")
+        kind = "mindir --mindir-version 3" if newest else kind
+        raise UserError(f"--precision {args.precision}: cannot be had with --format {kind}")
     if args.precision == "int8" and kind == "mindir":
         raise UserError("--precision int8: is for --format onnx and ms, not mindir")
     return Options(

@@ -99,20 +99,19 @@ def train(config, folder, resuming, ranks):
         print("compiling the training step, which takes some seconds ...", flush=True)
 
     with contextlib.closing(Progress(config.train.epochs, len(loaders[0]))) as progress:
-        while not training.is_over():
-            state = training.state
-            progress.start_epoch(state.epoch + 1, state.batch)
-            own_rates = rates[state.epoch] * np.float32(state.rate_factor)
-            loader = stage_of(state.epoch, config.train.epochs, loaders)
-            try:
-                clock = train_epoch(training, step, loader, own_rates, progress)
-                row = training.end_epoch(judge, own_rates, clock)
-            except DivergedError as problem:
-                training.roll_back(problem)
-            except KeyboardInterrupt:
-                training.leave()
-            else:
-                progress.end_epoch(row)
+        try:
+            while not training.is_over():
+                state = training.state
+                progress.start_epoch(state.epoch + 1, state.batch)
+                own_rates = rates[state.epoch] * np.float32(state.rate_factor)
+                loader = stage_of(state.epoch, config.train.epochs, loaders)
+                try:
+                    clock = train_epoch(training, step, loader, own_rates, progress)
+                    progress.end_epoch(training.end_epoch(judge, own_rates, clock))
+                except DivergedError as problem:
+                    training.roll_back(problem)
+        except KeyboardInterrupt:
+            training.leave()
 
     bad = {"train": count_bad(loaders, ranks), "test": count_bad([test_batches], ranks)}
     summary = {**training.summary(params, macs), "bad_images": bad}

@@ -2,8 +2,9 @@
 
 python benchmarks/against_plain.py shufflenet_v2:0.5 ghostnet:1.0
 
-Both files have 1000 classes and take a uint8 image of 224x224; a plain one is what `ms.export` writes, only made
-readable for Lite: BatchNorm, shuffles and slices are left as they are. The weights are random, the same for both.
+Both files have 1000 classes and take an image of 224x224, uint8 pixels or a normalised tensor; a plain one is what
+`ms.export` writes, only made readable for Lite: BatchNorm, shuffles and slices are left as they are. The weights are
+random, the same for both.
 """
 
 import sys
@@ -16,6 +17,7 @@ import mindspore as ms
 import numpy as np
 
 from src.config import make_config
+from src.deploy.export import INPUTS, Deployed, Options
 from src.deploy.latency import measure
 from src.deploy.lite import Lite, need_lite
 from src.deploy.mindir import read_mindir, write_mindir
@@ -31,7 +33,7 @@ PLAIN = {  # network:width, and mindcv's name
     "shufflenet_v2:1.0": "shufflenet_v2_x1_0",
     "mobilenet_v1:0.25": "mobilenet_v1_025",
     "mobilenet_v1:1.0": "mobilenet_v1_100",
-    "mobilenet_v2:0.35": "mobilenet_v2_035",
+    "mobilenet_v2:0.35": "mobilenet_v2_035_224",
     "mobilenet_v2:1.0": "mobilenet_v2_100",
     "mobilenet_v3_small:0.75": "mobilenet_v3_small_075",
     "mobilenet_v3_small:1.0": "mobilenet_v3_small_100",
@@ -47,6 +49,7 @@ PLAIN = {  # network:width, and mindcv's name
 def main():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("networks", nargs="*", metavar="NAME:WIDTH", help="default: all that mindcv has, too")
+    parser.add_argument("--input", choices=INPUTS, default="image", help="of both files, as export.py has it")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=20, help="turns of four timed runs (default: 20)")
     parser.add_argument("--lite-python", metavar="PATH", help="the Python that has MindSpore Lite")
@@ -58,7 +61,11 @@ def main():
             raise UserError(f"{name}: is not one of {', '.join(PLAIN)}{did_you_mean(name, PLAIN)}")
     python = need_lite(args.lite_python)
 
-    image = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), dtype=np.uint8)
+    generator = np.random.default_rng(0)
+    image = generator.integers(0, 256, (1, 224, 224, 3), dtype=np.uint8)
+    if args.input == "tensor":
+        image = generator.normal(size=(1, 3, 224, 224)).astype(np.float32)
+    options = Options(format="ms", input=args.input, logits=True)
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
         jobs = []
@@ -68,7 +75,7 @@ def main():
             for kind, model in (("ours", ours), ("plain", {"name": f"mindcv/{PLAIN[name]}"})):
                 lite = Lite(python)
                 path = Path(folder) / f"{network}-{width}-{kind}.ms"
-                export(model, image, kind == "ours", path, lite)
+                export(model, image, options, kind == "ours", path, lite)
                 jobs.append((path, lite, image))
         rows = measure(jobs, args.rounds, args.threads)
     width = max(len(name) for name in names)
@@ -79,16 +86,16 @@ def main():
         figures[name] = {"ours_ms": ours["median_ms"], "plain_ms": plain["median_ms"], "ratio": ratio}
         print(f"{name:<{width}}  {ours['median_ms']:>7.2f}  {plain['median_ms']:>8.2f}  {ratio:>5.2f}", flush=True)
     if args.json:
-        write_json({"threads": args.threads, "rounds": args.rounds, "results": figures}, args.json)
+        write_json({"input": args.input, "threads": args.threads, "rounds": args.rounds, "results": figures}, args.json)
 
 
-def export(model, image, optimized, path, lite):
+def export(model, image, options, optimized, path, lite):
     """Write the .ms file of a network with random weights."""
     ms.set_seed(0)
-    config = make_config({"model": model, "data": {"image_size": image.shape[1]}}, source="command line")
-    classifier = create_model(config.model, config.data, 1000).set_train(False)
+    config = make_config({"model": model, "data": {"image_size": 224}}, source="command line")
+    network = Deployed(create_model(config.model, config.data, 1000), options).set_train(False)
     source = path.with_suffix(".mindir")
-    ms.export(classifier, ms.Tensor(image), file_name=str(source), file_format="MINDIR")
+    ms.export(network, ms.Tensor(image), file_name=str(source), file_format="MINDIR")
     graph = read_mindir(source)
     if optimized:
         optimize(graph)

@@ -230,7 +230,9 @@ def write_mindir(graph, path):
     for name, array in graph.constants.items():
         tensor = proto.parameter.add(name=name, data_type=TYPES[array.dtype.name], raw_data=array.tobytes())
         tensor.dims.extend(array.shape)
-    values = {value.name: value for value in (graph.input, *(value for node in graph.nodes for value in node.outputs))}
+    values = {name: Value(name, array.shape, array.dtype.name) for name, array in graph.constants.items()}
+    values.update({value.name: value for node in graph.nodes for value in node.outputs})
+    values[graph.input.name] = graph.input
     for node in graph.nodes:
         add_node(proto, node, values)
     with open(path, "wb") as file:

@@ -12,6 +12,7 @@ MOST_SLICES = 8  # that are faster than one gather
 def optimize(graph):
     """Apply all passes."""
     fold_batch_norm(graph)
+    fold_normalization(graph)
     replace_pools(graph)
     replace_shuffles(graph)
     drop_no_ops(graph)
@@ -36,6 +37,62 @@ def fold_batch_norm(graph):
         before.inputs = [before.inputs[0], f"{name}_weight"]
         node.op, node.inputs, node.attributes = "BiasAdd", [name, f"{name}_bias"], {"format": "NCHW"}
         node.outputs = node.outputs[:1]
+
+
+def fold_normalization(graph):
+    """Let the stem take pixels as they are: the scale goes into its weights, the mean into its bias.
+
+    Its padding with zeros, the normalised mean, becomes a border of means. MindSpore Lite takes as long for the two
+    operators that this saves as for a third of ShuffleNetV2 0.5x.
+    """
+    makers, users = graph.makers(), graph.users()
+    for bias in [node for node in graph.nodes if node.op == "BiasAdd"]:
+        chain = [bias]
+        for op in ("Conv2D", "Mul", "Sub"):
+            before = makers.get(chain[-1].inputs[0])
+            if before is None or before.op != op or len(users[before.output.name]) > 1:
+                break
+            chain.append(before)
+        if len(chain) < 4:
+            continue
+        _, conv, mul, sub = chain
+        shape = sub.output.shape
+        scale, mean = (graph.constants.get(node.inputs[1]) for node in (mul, sub))
+        if any(array is None or array.size not in (1, shape[1]) for array in (scale, mean)):
+            continue
+        if conv.attributes["group"] != 1 or conv.attributes["pad_mode"].lower() != "pad":
+            continue
+        scale, mean = (np.broadcast_to(array.reshape(-1), shape[1]).astype(np.float64) for array in (scale, mean))
+        weight = graph.constants[conv.inputs[1]].astype(np.float64) * scale[:, None, None]
+        shifted = graph.constants[bias.inputs[1]] - (weight * mean[:, None, None]).sum((1, 2, 3))
+        names = [f"{conv.output.name}_of_pixels", f"{bias.output.name}_of_pixels"]
+        graph.constants.update(zip(names, (weight.astype(np.float32), shifted.astype(np.float32))))
+        bordered = surround(graph, sub.inputs[0], shape, mean, conv.attributes["pad_list"])
+        position = graph.nodes.index(sub)
+        graph.nodes[position:position] = bordered
+        conv.inputs = [bordered[-1].output.name if bordered else sub.inputs[0], names[0]]
+        conv.attributes.update(pad=(0, 0, 0, 0), pad_list=(0, 0, 0, 0), pad_mode="valid")
+        bias.inputs = [conv.output.name, names[1]]
+
+
+def surround(graph, name, shape, colour, pads):
+    """Return the nodes that put a border around the maps `name`: `pads` pixels at top, bottom, left and right.
+
+    `shape` is that of the maps, (N, C, H, W), and `colour` has the C numbers of a pixel of the border.
+    """
+    nodes = []
+    for axis, (before, after) in ((2, pads[:2]), (3, pads[2:])):
+        parts = [name]
+        for width, position in ((before, 0), (after, 2)):
+            if width:
+                strip = f"{name}_border_{axis}_{position}"
+                strip_shape = (*shape[:axis], width, *shape[axis + 1 :])
+                graph.constants[strip] = np.broadcast_to(colour[:, None, None], strip_shape).astype(np.float32)
+                parts.insert(position, strip)
+        if len(parts) > 1:
+            name, shape = f"{name}_bordered", (*shape[:axis], before + shape[axis] + after, *shape[axis + 1 :])
+            nodes.append(Node("Concat", parts, [Value(name, shape, "float32")], {"axis": axis}))
+    return nodes
 
 
 def replace_pools(graph):
@@ -163,9 +220,9 @@ def drop_no_ops(graph):
 
 def halve_weights(graph):
     """Keep the weights as float16, widened again as the network starts: half the size, the same arithmetic."""
-    widened = {}
+    widened, weights = {}, {node.inputs[1] for node in graph.nodes if node.op in ("Conv2D", "MatMul")}
     for name, array in list(graph.constants.items()):
-        if array.dtype == np.float32 and array.ndim > 1:
+        if array.dtype == np.float32 and name in weights:
             half = f"{name}_half"
             graph.constants[half] = graph.constants.pop(name).astype(np.float16)
             value = Value(name, array.shape, "float32")

@@ -62,7 +62,6 @@ class Training:
 
         Where `train.on_nonfinite` does not want that, or too often did, the `problem` is raised.
         """
-        self.interrupts.release()
         train, rollbacks, factor = self.config.train, self.state.rollbacks, self.state.rate_factor
         found = self.folder.newest_state(is_finite) if train.on_nonfinite == "rollback" else None
         if found is None or rollbacks == train.max_rollbacks:
@@ -74,6 +73,7 @@ class Training:
             f"{self.state.rate_factor:.3g} of the learning rate",
             flush=True,
         )
+        self.interrupts.release()
 
     def is_over(self):
         """Say whether all epochs are done, or no better one has come for too long."""
