@@ -1,10 +1,13 @@
 """Pictures of a run: curves, confusion matrix, contact sheet. Drawn without a display."""
 
+import contextlib
 import warnings
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 
 TRAIN, TEST = "#888888", "#c2410c"
 
@@ -16,10 +19,17 @@ def new_figure(width, height, layout="constrained"):
     return figure
 
 
-def save(figure, target):
-    """Write a figure as PNG to `target`, a path or a binary file; what the font lacks becomes a box, silently."""
+@contextlib.contextmanager
+def any_letters():
+    """Let what the font lacks become a box, silently."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
+
+
+def save(figure, target):
+    """Write a figure as PNG to `target`, a path or a binary file."""
+    with any_letters():
         figure.savefig(target, dpi=110, format="png")
 
 
@@ -53,9 +63,15 @@ def plot_confusion(confusion, classes, path):
     `path` may be a binary file as well.
     """
     count = len(classes)
-    side = min(4 + 0.4 * count, 24)
-    figure = new_figure(side, side)
-    axes = figure.subplots()
+    names = classes if count <= 50 else [str(count)]
+    figure = new_figure(1, 1, layout=None)
+    # Given margins, as for the curves: inches for the longest name and what stands beside it.
+    renderer, font = figure.canvas.get_renderer(), FontProperties(size=rcParams["xtick.labelsize"])
+    with any_letters():
+        longest = max(renderer.get_text_width_height_descent(name, font, False)[0] for name in names)
+    margin, side = longest / figure.dpi + 0.5, min(3 + 0.4 * count, 22)
+    figure.set_size_inches(margin + side + 0.2, margin + side + 0.2)
+    axes = figure.add_axes([margin, margin, side, side] / np.float64(margin + side + 0.2))
     axes.imshow(confusion / np.maximum(confusion.sum(1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true")
     if count <= 50:
