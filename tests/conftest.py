@@ -22,6 +22,7 @@ SMALL = [
 ]
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Send all tests that need the quickstart run to one worker, so that it is trained once."""
     for item in items:
