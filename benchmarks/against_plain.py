@@ -21,7 +21,7 @@ from src.deploy.export import INPUTS, Deployed, Options
 from src.deploy.latency import measure
 from src.deploy.lite import Lite, need_lite
 from src.deploy.mindir import read_mindir, write_mindir
-from src.deploy.passes import optimize
+from src.deploy.passes import optimize, pool_means
 from src.engine.files import write_json
 from src.errors import ArgumentParser, UserError, did_you_mean, run
 from src.models import create_model
@@ -99,6 +99,7 @@ def export(model, image, options, optimized, path, lite):
     graph = read_mindir(source)
     if optimized:
         optimize(graph)
+        pool_means(graph)
     source.unlink()
     write_mindir(graph, source)
     lite.convert(source, path)

@@ -15,7 +15,7 @@ from src.deploy.description import RuntimeCheck, Verification, describe, write_d
 from src.deploy.lite import Lite, find_lite, need_lite
 from src.deploy.mindir import port_names, read_mindir, write_mindir
 from src.deploy.onnx_format import write_onnx
-from src.deploy.passes import halve_weights, optimize, separate_padding
+from src.deploy.passes import halve_weights, optimize, pool_means, separate_padding
 from src.deploy.quantize import quantize_onnx, write_lite_calibration
 from src.deploy.runtimes import MindSporeRuntime, OnnxRuntime, lite_runtime
 from src.engine.evaluate import log_softmax, predict
@@ -135,6 +135,7 @@ def write(graph, plain, path, output, options, calibration):
         convert_int8(graph, path, output, options, calibration)
     elif options.format == "ms":
         source = path.with_suffix(".mindir")
+        pool_means(graph)
         write_mindir(graph, source)
         with Lite(need_lite(options.lite_python)) as lite:
             lite.convert(source, path, weight_fp16=options.precision == "float16")

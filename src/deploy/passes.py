@@ -126,6 +126,24 @@ def replace_pools(graph):
         }
 
 
+def pool_means(graph):
+    """Make a pooling of the mean over whole maps, for MindSpore Lite's converter: Lite would transpose them for a mean.
+
+    MindSpore itself loads no such pooling from MindIR.
+    """
+    makers = graph.makers()
+    for node in graph.nodes:
+        if node.op == "ReduceMean" and node.attributes["axis"] == (2, 3) and node.attributes["keep_dims"]:
+            height, width = makers[node.inputs[0]].output.shape[2:]
+            node.op = "AvgPool"
+            node.attributes = {
+                "kernel_size": (1, 1, height, width),
+                "strides": (1, 1, 1, 1),
+                "pad_mode": "VALID",
+                "format": "NCHW",
+            }
+
+
 def separate_padding(graph):
     """Let an operator of its own pad a max pooling with zeros, which is right after a ReLU: MindSpore's cannot."""
     makers, nodes = graph.makers(), []
