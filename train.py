@@ -44,6 +44,7 @@ def main():
         for override in args.overrides:
             print(f"override {override}")
         train(config, folder, resuming, ranks)
+    ranks.leave()
 
 
 def train(config, folder, resuming, ranks):

@@ -22,24 +22,33 @@ SMALL = [
 ]
 
 
+def pytest_configure(config):
+    """Keep each of the tests' workers on a core of its own: MindSpore's threads spin where they have nothing to do."""
+    if hasattr(config, "workerinput") and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(config.workerinput["workerid"].removeprefix("gw")) % len(cores)]})
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Send all tests that need the quickstart run to one worker, so that it is trained once."""
+    """Send all tests that need the quickstart run to one worker, so that it is trained once; long files come first."""
     for item in items:
         if "quickstart" in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group("quickstart"))
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(scope="session")
-def script():
-    """Run one of the project's scripts as a user would, in a working folder of the test's."""
+def command():
+    """Run one of the project's scripts from a process's first line to its last, in a working folder of the test's."""
 
-    def run_script(name, *arguments, cwd):
+    def run_command(name, *arguments, cwd):
         environment = {key: value for key, value in os.environ.items() if not key.startswith("GLOG")}
         command = [sys.executable, str(ROOT / name), *map(str, arguments)]
         return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
 
-    return run_script
+    return run_command
 
 
 @pytest.fixture(autouse=True)
@@ -56,38 +65,49 @@ def fresh_processes():
     return context
 
 
+@pytest.fixture(scope="session")
+def script(fresh_processes, tmp_path_factory):
+    """Run a script as `command` does, but in a process that need not import MindSpore first."""
+
+    def run_script(name, *arguments, cwd):
+        streams = [tmp_path_factory.mktemp("streams") / stream for stream in ("stdout", "stderr")]
+        arguments = [name, *map(str, arguments)]
+        process = fresh_processes.Process(target=run_here, args=(arguments, cwd, *streams))
+        process.start()
+        process.join()
+        return subprocess.CompletedProcess(arguments, process.exitcode, *(stream.read_text() for stream in streams))
+
+    return run_script
+
+
+def run_here(arguments, cwd, *streams):
+    """Run a script in this process, with `cwd` as its working folder and two files as its stdout and stderr."""
+    os.chdir(cwd)
+    for number, stream in enumerate(streams, 1):
+        os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT), number)
+    sys.argv = arguments
+    run(importlib.import_module(arguments[0].removesuffix(".py").replace("/", ".")).main)
+
+
 @pytest.fixture
-def mistake(fresh_processes, tmp_path_factory):
+def mistake(script):
     """Run a script and expect that it ends with exit code 2 and one error, which is returned."""
 
     def run_and_fail(name, *arguments, cwd):
-        log = tmp_path_factory.mktemp("stderr") / "log"
-        process = fresh_processes.Process(target=run_here, args=(name, [str(part) for part in arguments], cwd, log))
-        process.start()
-        process.join()
-        printed = log.read_text()
-        assert process.exitcode == 2
-        assert re.fullmatch(r"error: .+\n", printed)
-        return printed
+        done = script(name, *arguments, cwd=cwd)
+        assert done.returncode == 2
+        assert re.fullmatch(r"error: .+\n", done.stderr)
+        return done.stderr
 
     return run_and_fail
 
 
-def run_here(name, arguments, cwd, log):
-    """Run a script in this process, with `cwd` as its working folder and `log` as its stderr."""
-    os.chdir(cwd)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
-    sys.argv = [name, *arguments]
-    run(importlib.import_module(name.removesuffix(".py").replace("/", ".")).main)
-
-
 @pytest.fixture(scope="session")
-def quickstart(script, tmp_path_factory):
+def quickstart(command, tmp_path_factory):
     """A short run on digits: (folder it ran in, run folder, finished process)."""
     cwd = tmp_path_factory.mktemp("quickstart")
     config = ROOT / "configs" / "quickstart.yaml"
-    done = script("train.py", "--config", config, "run.dir=run", *SMALL, cwd=cwd)
+    done = command("train.py", "--config", config, "run.dir=run", *SMALL, cwd=cwd)
     return cwd, cwd / "run", done
 
 

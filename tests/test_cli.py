@@ -97,13 +97,13 @@ def test_networks_train_and_export(script, tmp_path, name):
     assert (done.returncode, done.stderr) == (0, "")
     best = json.loads((tmp_path / "run" / "summary.json").read_text())["best"]
     assert best["top1"] > 0.5
-    done = script("export.py", "--checkpoint", "run/best.ckpt", "--output", "net.mindir", cwd=tmp_path)
+    checkpoint = ["--checkpoint", "run/best.ckpt", "--verify", 91]
+    done = script("export.py", *checkpoint, "--output", "net.mindir", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    description = json.loads((tmp_path / "net.mindir.json").read_text())
-    assert description["verification"]["images"] == 364
-    assert description["verification"]["checkpoint_top1"] == best["top1"]
-    for check in description["verification"]["runtimes"]:
-        assert check["top1"] == best["top1"]
+    verification = json.loads((tmp_path / "net.mindir.json").read_text())["verification"]
+    assert verification["images"] == 91
+    for check in verification["runtimes"]:
+        assert check["top1"] == verification["checkpoint_top1"] > 0.4
         assert check["max_difference"] <= 1e-4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.mindir", "net.mindir.json", "run"]
 
@@ -192,18 +192,24 @@ def test_run_folder_is_not_overwritten_unless_told(quickstart, script, tmp_path)
     assert len(list((tmp_path / "copy" / "events").iterdir())) == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_training_ends_with_one_line_and_a_usable_checkpoint(script, tmp_path, number):
+@pytest.mark.parametrize(
+    ("number", "mode", "batch_size", "updates"),
+    [(signal.SIGINT, "graph", 32, 44), (signal.SIGTERM, "pynative", 256, 5)],
+)
+def test_interrupted_training_ends_with_one_line_and_a_usable_checkpoint(
+    script, tmp_path, number, mode, batch_size, updates
+):
     command = [sys.executable, str(ROOT / "train.py"), "--config", str(QUICKSTART), "run.dir=run", *SMALL]
+    settings = ["train.epochs=1000", f"runtime.mode={mode}", f"train.batch_size={batch_size}"]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([*command, "train.epochs=1000"], cwd=tmp_path, **streams) as process:
+    with subprocess.Popen([*command, *settings], cwd=tmp_path, **streams) as process:
         for line in process.stdout:
             if line.startswith("epoch   1/1000"):
                 process.send_signal(number)
         said = process.stderr.read()
     advice = "error: interrupted; go on with: python train.py --resume run\n"
     assert (process.returncode, said) == (130, advice)
-    assert load_checkpoint(tmp_path / "run" / "last.ckpt").state["updates"] >= 44
+    assert load_checkpoint(tmp_path / "run" / "last.ckpt").state["updates"] >= updates
     done = script("eval.py", "--checkpoint", "run/last.ckpt", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
 

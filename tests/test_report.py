@@ -119,7 +119,7 @@ def test_summary_says_what_the_run_folder_says(report):
     assert page.tables["summary"][0][0] == ["", "whole", "cut"]
     assert rows["state"] == ["finished, 3 epochs", "not finished, 2 of 3 epochs"]
     assert rows["best test top-1"] == [f"{summary['best']['top1']:.2%}"] * 2
-    assert rows["best.ckpt on the test split, top-1"] == rows["best test top-1"]
+    assert rows["best.ckpt on the evaluation split, top-1"] == rows["best test top-1"]
     second = read_csv(folder)[1]
     losses = summary["final"]["loss"], float(second["test_loss"])
     assert rows["final test loss"] == [f"{loss:.4f}" for loss in losses]

@@ -9,19 +9,23 @@ from tests.conftest import ROOT, SMALL
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["graph", "pynative"])
-def test_train_evaluate_export(script, tmp_path, mode):
+def test_train_evaluate_export(command, tmp_path, mode):
     config = ROOT / "configs" / "quickstart.yaml"
     # Op by op, a step takes ten times as long, mostly to start the operators: a few steps with many images.
-    length = {"graph": ["train.epochs=3"], "pynative": ["train.epochs=1", "train.batch_size=256"]}[mode]
+    length, images = {
+        "graph": (["train.epochs=3"], 364),
+        "pynative": (["train.epochs=1", "train.batch_size=256"], 20),
+    }[mode]
     run = ["run.dir=run", f"runtime.mode={mode}", *SMALL, *length]
-    done = script("train.py", "--config", config, *run, cwd=tmp_path)
+    done = command("train.py", "--config", config, *run, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    done = script("eval.py", "--checkpoint", "run/best.ckpt", "--json", "e.json", cwd=tmp_path)
+    done = command("eval.py", "--checkpoint", "run/best.ckpt", "--json", "e.json", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     best = json.loads((tmp_path / "run" / "summary.json").read_text())["best"]
     assert mode == "pynative" or best["top1"] > 0.7
     assert json.loads((tmp_path / "e.json").read_text())["top1"] == best["top1"]
-    done = script("export.py", "--checkpoint", "run/best.ckpt", "--output", "net.mindir", cwd=tmp_path)
+    checkpoint = ["--checkpoint", "run/best.ckpt", "--verify", images]
+    done = command("export.py", *checkpoint, "--output", "net.mindir", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "e.json",

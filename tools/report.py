@@ -20,11 +20,11 @@ def main():
     runs = [read_run(path) for path in args.runs if not is_override(path)]
     if not runs:
         raise UserError(f"no run folder is given, only {overrides[0]}")
-    findings = []
+    findings, split = [], args.split or "evaluation"
     for own in runs:
-        print(f"evaluating {Path(own.name) / 'best.ckpt'} on the {args.split} split ...", flush=True)
-        findings.append(examine(own, args.split, args.mistakes, overrides))
-    write_text(render(runs, findings, args.split), make_parent(args.output))
+        print(f"evaluating {Path(own.name) / 'best.ckpt'} on the {split} split ...", flush=True)
+        findings.append(examine(own, args.split or "eval", args.mistakes, overrides))
+    write_text(render(runs, findings, split), make_parent(args.output))
     print(f"written: {args.output}")
 
 
@@ -32,7 +32,9 @@ def parse():
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="run folders of train.py, finished or not")
     parser.add_argument("--output", default="report.html", metavar="PATH", help="default: report.html")
-    parser.add_argument("--split", choices=SPLITS, default="test", help="which images to evaluate (default: test)")
+    parser.add_argument(
+        "--split", choices=SPLITS, help="which images to evaluate (default: what training evaluated on)"
+    )
     parser.add_argument("--mistakes", type=int, default=24, metavar="N", help="how many to show a run (default: 24)")
     parser.epilog = "section.key=value among the folders changes a setting of all evaluations, such as data.root=…"
     args = parser.parse_intermixed_args()

@@ -26,6 +26,7 @@ from src.engine.evaluate import predict, softmax, summarize
 from src.errors import UserError
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
 LITE = find_lite()
 needs_lite = pytest.mark.skipif(LITE is None, reason="MindSpore Lite is not installed: run tools/setup_lite.sh")
 
@@ -276,9 +277,9 @@ def test_cpp_example(case, exported, digit, tmp_path):
 
 
 @needs_lite
-def test_latency_of_all_runtimes(exported, script, tmp_path):
+def test_latency_of_all_runtimes(exported, command, tmp_path):
     arguments = [*exported.values(), "--rounds", "1", "--json", "latency.json"]
-    done = script("benchmarks/latency.py", *arguments, cwd=tmp_path)
+    done = command("benchmarks/latency.py", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "latency.json").read_text())["results"]
     kinds = [(Path(row["path"]).suffix, row["runtime"]) for row in rows]
