@@ -81,6 +81,7 @@ def kill_and_compare(work, kills, mode, seed):
             elif process.exitcode:
                 raise RuntimeError(f"a resumed run failed: {(work / 'log').read_text()}")
         counts["different"] += outcome(folder) != expected
+        print(f"run {counts['runs']}: {counts['kills']} kills so far, {counts['different']} different", flush=True)
         shutil.rmtree(folder)
     return counts
 

@@ -88,8 +88,8 @@ def test_prediction_of_own_images(quickstart, script, tmp_path, digit_images):
     assert Image.open(tmp_path / "out" / "p.png").size[0] > 100
 
 
-# MobileNetV1 and MnasNet hold nothing that MobileNetV2 does not; ShuffleNetV2 is test_smoke.py's.
-@pytest.mark.parametrize("name", ["shufflenet_v1", "mobilenet_v2", "ghostnet", "mobilenet_v3_small"])
+# MobileNetV3 holds all that the other MobileNets and MnasNet do; ShuffleNetV2 is test_smoke.py's.
+@pytest.mark.parametrize("name", ["shufflenet_v1", "ghostnet", "mobilenet_v3_small"])
 def test_networks_train_and_export(script, tmp_path, name):
     network = [f"model.name={name}", f"model.width={min(NETWORKS[name].variants)}", "model.dropout=0.1", "run.dir=run"]
     network.append("model.norm_momentum=0.9")  # so few steps leave MobileNetV3's slow statistics where they began

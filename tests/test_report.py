@@ -325,7 +325,7 @@ def test_no_run_folder_is_one_line(mistake, tmp_path):
         (["--output", "best.ckpt"], "--output best.ckpt: must end with .html"),
         (["--split", "vale"], "--split: invalid choice: 'vale'"),
         (["model.width=1.0"], "model.width=1.0: cannot be changed for a trained network"),
-        (["data.root=gone"], "gone/test: no such folder"),
+        (["data.root=gone"], "gone/val: no such folder"),
     ],
 )
 def test_mistakes_in_arguments(folder_run, monkeypatch, arguments, part):
