@@ -1,11 +1,13 @@
 """Exports of the quickstart's network, each on its own runtime, beside what the checkpoint itself puts out."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import mindspore as ms
 import numpy as np
@@ -18,7 +20,7 @@ from src.data.datasets import load_samples
 from src.data.loading import eval_loader
 from src.deploy.artefact import open_trained
 from src.deploy.description import Description, RuntimeCheck, Verification, read_description
-from src.deploy.export import Options, check_target, export, judge
+from src.deploy.export import Options, check_target, export, judge, verify
 from src.deploy.lite import Lite, find_lite
 from src.deploy.quantize import full_batches
 from src.engine.checkpoint import adapt_config, load_checkpoint, restore
@@ -189,11 +191,24 @@ def test_what_is_too_far_from_the_checkpoint(found, options, part):
     verification = Verification(images=1000, checkpoint_top1=0.9, runtimes=[check])
     options = Options(format="onnx", **options)
     if part is None:
-        judge(check, verification, options)
+        judge(check, verification, options, 1e-4)
         return
     with pytest.raises(UserError, match="failed on ONNX Runtime 1, 1000 images: .+no file was written") as said:
-        judge(check, verification, options)
+        judge(check, verification, options, 1e-4)
     assert part in str(said.value)
+
+
+@pytest.mark.parametrize(("largest", "added", "refused"), [(0.5, 2e-4, True), (90.0, 2e-4, False), (90.0, 2e-3, True)])
+def test_the_allowed_difference_grows_with_logits_above_ten(case, monkeypatch, largest, added, refused):
+    """A runtime whose logits are off by `added`, and a checkpoint whose largest logit is `largest`."""
+    logits = np.float32([[largest, -largest / 2, 0.0]])
+    monkeypatch.setattr("src.deploy.export.predict", lambda step, loader: [(np.zeros((1, 1)), np.zeros(1), logits)])
+    found = logits + np.float32([[0.0, added, 0.0]])
+    off = SimpleNamespace(name="ONNX Runtime", version="1", run=lambda x: found, close=lambda: None)
+    monkeypatch.setattr("src.deploy.export.runtimes", lambda path, options: [off])
+    options = Options(format="onnx", logits=True)
+    with pytest.raises(UserError, match="file and checkpoint differ by") if refused else contextlib.nullcontext():
+        verify(case.checkpoint.config.runtime, case.classifier, None, None, options)
 
 
 def test_mindspores_own_version_is_left_as_it_is(case, tmp_path):
