@@ -3,12 +3,15 @@
 python benchmarks/data_pipeline.py --json data.json
 
 Files: JPEGs of 500x375 pixels, as ImageNet's are on average, cut from scikit-learn's two photographs, to 224x224.
-Arrays: scikit-learn's digits, to 32x32. The cases take turns, epoch by epoch, so that other load hits all alike.
+Packed: the same as tools/make_mindrecord.py --short-side 256 packs them. Arrays: scikit-learn's digits, to 32x32.
+The cases take turns, epoch by epoch, so that other load hits all alike. "mindspore alone" is the least that MindSpore
+needs for a resized crop and flip: its own reader of image folders and those two operators, without anything of ours.
 """
 
 import os
 import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -18,46 +21,54 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mindspore as ms
 import numpy as np
-from mindspore.dataset import vision
+from mindspore.dataset import ImageFolderDataset, vision
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
 from src.config import make_config
+from src.data.datasets import load_samples
 from src.data.loading import Loader, eval_loader, train_loader
 from src.data.samples import Samples
 from src.data.transforms import View
 from src.engine.files import write_json
 from src.errors import ArgumentParser, UserError, run
 
+ROOT = Path(__file__).resolve().parents[1]
 WIDTH, HEIGHT = 500, 375
+SHORT_SIDE = 256  # of what is packed
 EPOCHS = 20  # of --memory
-PLAIN = {"crop": "resized", "flip": 0.5}
-FILE_CASES = {  # settings of augment; None: evaluation; "decode": decoding alone
-    "decode alone": "decode",
-    "resized crop, flip": PLAIN,
-    "+ color_jitter 0.4": {**PLAIN, "color_jitter": 0.4},
-    "+ randaugment": {**PLAIN, "auto": "randaugment"},
-    "+ trivialaugment": {**PLAIN, "auto": "trivialaugment"},
-    "+ autoaugment": {**PLAIN, "auto": "autoaugment"},
-    "+ erasing 0.25": {**PLAIN, "erasing": 0.25},
-    "pad and crop, flip": {"crop": "pad", "flip": 0.5},
-    "evaluation": None,
-}
-ARRAY_CASES = {
-    "pad and crop, flip": {"crop": "pad", "flip": 0.5},
-    "+ erasing 0.25": {"crop": "pad", "flip": 0.5, "erasing": 0.25},
-    "resized crop, flip": PLAIN,
-    "evaluation": None,
+USUAL = {"files": "resized crop, flip", "packed": "resized crop, flip", "arrays": "pad and crop, flip"}
+PLAIN, PADDED = {"crop": "resized", "flip": 0.5}, {"crop": "pad", "flip": 0.5}
+CASES = {  # settings of augment; None: evaluation; others: see loader_of
+    "files": {
+        "decode alone": "decode",
+        "mindspore alone": "mindspore",
+        "resized crop, flip": PLAIN,
+        "+ color_jitter 0.4": {**PLAIN, "color_jitter": 0.4},
+        "+ randaugment": {**PLAIN, "auto": "randaugment"},
+        "+ trivialaugment": {**PLAIN, "auto": "trivialaugment"},
+        "+ autoaugment": {**PLAIN, "auto": "autoaugment"},
+        "+ erasing 0.25": {**PLAIN, "erasing": 0.25},
+        "pad and crop, flip": PADDED,
+        "evaluation": None,
+    },
+    "packed": {"decode alone": "decode", "resized crop, flip": PLAIN, "evaluation": None},
+    "arrays": {
+        "pad and crop, flip": PADDED,
+        "+ erasing 0.25": {**PADDED, "erasing": 0.25},
+        "resized crop, flip": PLAIN,
+        "evaluation": None,
+    },
 }
 
 
 def main():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=512, help="files; of arrays 32 times as many (default: 512)")
+    parser.add_argument("--images", type=int, default=2048, help="files; of arrays 8 times as many (default: 2048)")
     parser.add_argument("--rounds", type=int, default=5, help="timed epochs of each case (default: 5)")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--workers", default=str(min(os.cpu_count() or 1, 8)), help="such as 1,2 (default: one a core)")
-    parser.add_argument("--source", choices=("files", "arrays", "both"), default="both")
+    parser.add_argument("--source", choices=CASES, help="default: all")
     parser.add_argument("--memory", action="store_true", help="instead: memory after each of 20 epochs")
     parser.add_argument("--json", metavar="PATH", help="also write all figures there")
     args = parser.parse_args()
@@ -66,19 +77,14 @@ def main():
 
     figures = {"mindspore": ms.__version__, "cores": os.cpu_count(), "batch": args.batch, "images": args.images}
     with tempfile.TemporaryDirectory() as folder:
-        sources = {"files": file_samples, "arrays": array_samples}
-        for source, make in sources.items():
-            if args.source not in (source, "both"):
-                continue
-            samples = make(args.images, Path(folder))
+        make = {"files": file_samples, "packed": packed_samples, "arrays": array_samples}
+        for source in [args.source] if args.source else CASES:
+            cases, samples = CASES[source], make[source](args.images, Path(folder))
             for workers in (int(count) for count in args.workers.split(",")):
                 name = f"{source}, {workers} worker{'s' if workers > 1 else ''}"
-                cases = FILE_CASES if source == "files" else ARRAY_CASES
                 loaders = {case: loader_of(samples, augment, args.batch, workers) for case, augment in cases.items()}
                 if args.memory:
-                    figures[name] = memory_over_epochs(
-                        loaders["resized crop, flip" if source == "files" else "pad and crop, flip"]
-                    )
+                    figures[name] = memory_over_epochs(loaders[USUAL[source]])
                     print(f"{name}, MiB after each epoch: {', '.join(map(str, figures[name]))}")
                 else:
                     figures[name] = measure(loaders, args.rounds)
@@ -88,23 +94,50 @@ def main():
 
 
 def file_samples(count, folder):
-    """Return samples of JPEG files that are written to a folder."""
-    photos = [Image.fromarray(photo).resize((WIDTH * 7 // 5, HEIGHT * 7 // 5)) for photo in load_sample_images().images]
-    generator, files = np.random.default_rng(0), []
-    for i in range(count):
-        left, top = generator.integers(WIDTH * 2 // 5), generator.integers(HEIGHT * 2 // 5)
-        files.append(str(folder / f"{i}.jpg"))
-        photos[i % 2].crop((left, top, left + WIDTH, top + HEIGHT)).save(files[-1], quality=90)
-    print(f"{count} JPEGs of {WIDTH}x{HEIGHT}, {sum(map(os.path.getsize, files)) / count / 1000:.0f} kB on average")
-    return Samples(files, np.zeros(count, np.int32), ["any", "other"])
+    """Return samples of JPEG files, which are written to a folder unless they are there."""
+    files = [folder / "photos" / "train" / "any" / f"{i}.jpg" for i in range(count)]
+    if not files[0].exists():
+        files[0].parent.mkdir(parents=True)
+        size = (WIDTH * 7 // 5, HEIGHT * 7 // 5)
+        photos = [Image.fromarray(photo).resize(size) for photo in load_sample_images().images]
+        generator = np.random.default_rng(0)
+        for i, file in enumerate(files):
+            left, top = generator.integers(WIDTH * 2 // 5), generator.integers(HEIGHT * 2 // 5)
+            photos[i % 2].crop((left, top, left + WIDTH, top + HEIGHT)).save(file, quality=90)
+        print(f"{count} JPEGs of {WIDTH}x{HEIGHT}, {sum(map(os.path.getsize, files)) / count / 1000:.0f} kB on average")
+    return Samples([*map(str, files)], np.zeros(count, np.int32), ["any"])
+
+
+def packed_samples(count, folder):
+    """Return samples of the same JPEGs, made smaller and packed."""
+    file_samples(count, folder)
+    tool, packed = ROOT / "tools" / "make_mindrecord.py", folder / "packed"
+    command = [sys.executable, tool, folder / "photos", packed, "--short-side", str(SHORT_SIDE)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return load_samples(make_config({"data": {"name": "mindrecord", "root": str(packed)}}).data, "train")
 
 
 def array_samples(count, folder):
     """Return samples of scikit-learn's digits, 8x8 gray, over and over."""
     bunch = load_digits()
-    chosen = np.arange(32 * count) % len(bunch.target)
+    chosen = np.arange(8 * count) % len(bunch.target)
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[chosen, ..., None]
     return Samples(images, bunch.target[chosen].astype(np.int32), [str(i) for i in range(10)])
+
+
+class MindSporeAlone:
+    """An epoch of MindSpore's own folder reader and operators."""
+
+    def __init__(self, samples, batch_size, workers):
+        self.folder = Path(samples.images[0]).parents[1]
+        self.batch_size = batch_size
+        self.workers = workers
+
+    def epoch(self, epoch):
+        operations = [vision.RandomCropDecodeResize(224), vision.RandomHorizontalFlip()]
+        images = ImageFolderDataset(str(self.folder), num_parallel_workers=self.workers, shuffle=True)
+        images = images.map(operations, "image", num_parallel_workers=self.workers).batch(self.batch_size)
+        return images.create_tuple_iterator(num_epochs=1, output_numpy=True)
 
 
 def loader_of(samples, augment, batch_size, workers):
@@ -116,6 +149,8 @@ def loader_of(samples, augment, batch_size, workers):
     if augment == "decode":
         view = View([vision.Decode(), vision.Crop((0, 0), (224, 224))], [])
         return Loader(samples, view, batch_size, workers, seed=0)
+    if augment == "mindspore":
+        return MindSporeAlone(samples, batch_size, workers)
     if augment is None:
         return eval_loader(make_config(tree), samples)
     return train_loader(make_config({**tree, "augment": augment}), samples)

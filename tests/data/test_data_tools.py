@@ -96,7 +96,7 @@ def test_the_benchmark_measures_each_case(run_tool, tmp_path):
     small = ["--images", "8", "--batch", "4", "--rounds", "1", "--workers", "1,2", "--json", "speed.json"]
     assert run_tool(data_pipeline, *small) == 0
     figures = json.loads((tmp_path / "speed.json").read_text())
-    for source, cases in (("files", data_pipeline.FILE_CASES), ("arrays", data_pipeline.ARRAY_CASES)):
+    for source, cases in data_pipeline.CASES.items():
         for name in (f"{source}, 1 worker", f"{source}, 2 workers"):
             assert figures[name].keys() == cases.keys()
             assert all(row["images_per_second"] > 0 for row in figures[name].values())
