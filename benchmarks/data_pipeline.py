@@ -19,6 +19,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import src  # noqa: F401 - before MindSpore, which then decodes as it does in training
+
+# isort: split
+
 import mindspore as ms
 import numpy as np
 from mindspore.dataset import ImageFolderDataset, vision

@@ -4,6 +4,8 @@ import importlib.util
 import os
 import sys
 
+from src.libjpeg import share_libjpeg
+
 if not (3, 9) <= sys.version_info[:2] <= (3, 12):
     # requirements.txt installs nothing there, so this line is the last that the README's command prints.
     sys.stderr.write(
@@ -19,3 +21,5 @@ if importlib.util.find_spec("mindspore") is None:
 
 # MindSpore reads its log level once, at import: 4 keeps its C++ warnings off the user's screen.
 os.environ.setdefault("GLOG_v", "4")
+
+share_libjpeg()

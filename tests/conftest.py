@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import src  # noqa: F401 - before MindSpore, which then decodes as it does for a user
+
+# isort: split
+
 import mindspore as ms
 import numpy as np
 import pytest
