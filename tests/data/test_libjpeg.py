@@ -8,7 +8,8 @@ import pytest
 from mindspore.dataset import vision
 from PIL import Image
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from tests.conftest import ROOT
+
 # Of every image: decoded whole, and a random crop, decoded, resized and mirrored or not.
 PIXELS = """
 import hashlib, sys
@@ -29,7 +30,7 @@ for rows in operations:
 
 def in_fresh_process(program, *arguments, **variables):
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": ROOT, "GLOG_v": "4", **variables}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOG_v": "4", **variables}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
 
