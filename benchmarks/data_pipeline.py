@@ -29,13 +29,13 @@ from mindspore.dataset import ImageFolderDataset, vision
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
-from src.config import make_config
+from src.config.load import make_config
 from src.data.datasets import load_samples
 from src.data.loading import Loader, eval_loader, train_loader
 from src.data.samples import Samples
 from src.data.transforms import View
-from src.engine.files import write_json
 from src.errors import ArgumentParser, UserError, run
+from src.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, HEIGHT = 500, 375

@@ -21,23 +21,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from src.config import load_config
+from src.config.load import load_config
 from src.data.datasets import load_samples
 from src.data.loading import train_loader
-from src.engine.checkpoint import versions
-from src.engine.device import use_device
-from src.engine.files import write_json
-from src.engine.fit import Progress, train_epoch
-from src.engine.interrupts import Interrupts
-from src.engine.optimizer import create_optimizer
-from src.engine.parallel import Ranks
-from src.engine.run_folder import CURVES_SECONDS, RunFolder
-from src.engine.schedule import learning_rates
-from src.engine.step import TrainStep
-from src.engine.training import Training
 from src.errors import ArgumentParser, UserError, run
-from src.kernels import use_kernels
+from src.files import write_json
+from src.kernels.convert import use_kernels
 from src.models import create_model
+from src.runs.folder import CURVES_SECONDS, RunFolder
+from src.runs.progress import Progress
+from src.runtime.device import use_device
+from src.runtime.parallel import Ranks
+from src.training.interrupts import Interrupts
+from src.training.optimizer import create_optimizer
+from src.training.schedule import learning_rates
+from src.training.step import TrainStep
+from src.training.trainer import Trainer
+from src.versions import versions
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 AT_THE_END = "curves and confusion, at the end"
@@ -105,10 +105,9 @@ def measure(config, epochs, folder):
     loader = train_loader(config, samples)
     classifier = create_model(config.model, config.data, len(samples.classes))
     use_kernels(classifier, config.runtime)
-    optimizer = create_optimizer(config, classifier)
     rates = learning_rates(config, len(loader)).reshape(config.train.epochs, -1)
-    step = TrainStep(classifier, optimizer, config)
-    training = Training(config, folder, Ranks(), Interrupts(), samples.classes, classifier, optimizer)
+    step = TrainStep(classifier, create_optimizer(config, classifier), config)
+    trainer = Trainer(config, folder, Ranks(), Interrupts(), samples.classes, classifier, step)
     folder.start(config)
     folder.open_events(0)
     # As many cells to draw as there are when each class is taken for another one now and then.
@@ -120,8 +119,8 @@ def measure(config, epochs, folder):
         progress = EveryOther(Progress(config.train.epochs, len(loader)))
         for epoch in range(1, epochs + 1):
             progress.start_epoch(epoch)
-            clock = train_epoch(training, step, loader, rates[epoch - 1], progress)
-            state, row = training.state, row_of(epoch, clock)
+            clock = trainer.train_epoch(loader, rates[epoch - 1], progress)
+            state, row = trainer.state, row_of(epoch, clock)
             state.epoch, state.best = epoch, {"epoch": epoch, "top1": 0.5, "top5": 1.0, "loss": 1.0}
             state.rows.append(row)
             state.begin_epoch()

@@ -17,13 +17,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import mindspore as ms
 import numpy as np
 
-from src.config import OPTIMIZERS, make_config
-from src.engine.device import use_device
-from src.engine.optimizer import create_optimizer
-from src.engine.step import TrainStep
+from src.config.load import make_config
+from src.config.schema import OPTIMIZERS
 from src.errors import ArgumentParser, run
-from src.kernels import use_kernels
+from src.kernels.convert import use_kernels
 from src.models import create_model
+from src.runtime.device import use_device
+from src.training.optimizer import create_optimizer
+from src.training.step import TrainStep
 
 CLASSES = 10
 STEPS = 20

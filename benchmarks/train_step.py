@@ -18,14 +18,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import mindspore as ms
 import numpy as np
 
-from src.config import make_config
-from src.engine.device import use_device
-from src.engine.files import write_json
-from src.engine.optimizer import create_optimizer
-from src.engine.step import TrainStep, make_eval_step
+from src.config.load import make_config
 from src.errors import ArgumentParser, UserError, run
-from src.kernels import use_kernels
+from src.evaluation.evaluate import make_eval_step
+from src.files import write_json
+from src.kernels.convert import use_kernels
 from src.models import create_model
+from src.runtime.device import use_device
+from src.training.optimizer import create_optimizer
+from src.training.step import TrainStep
 
 KERNELS = ("native", "stock")
 CLASSES = 10

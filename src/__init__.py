@@ -4,7 +4,9 @@ import importlib.util
 import os
 import sys
 
-from src.libjpeg import share_libjpeg
+from src.data.libjpeg import share_libjpeg
+
+__version__ = "0.1.0"
 
 if not (3, 9) <= sys.version_info[:2] <= (3, 12):
     # requirements.txt installs nothing there, so this line is the last that the README's command prints.

@@ -19,6 +19,8 @@ from sklearn.datasets import load_digits, load_sample_images
 from src.errors import run
 
 ROOT = Path(__file__).resolve().parents[1]
+# What the scripts import once a run is under way.
+HEAVY = ["src.training.loop", "src.training.network", "src.deploy.export", "src.evaluation.output", "src.report.page"]
 # The quickstart on smaller images for three epochs: about 90 % top-1 after some 20 seconds.
 SMALL = [
     *("data.image_size=16", "augment.padding=1", "train.epochs=3", "train.label_smoothing=0.0"),
@@ -65,7 +67,7 @@ def default_mode():
 def fresh_processes():
     """Processes forked from one that has imported the scripts and run nothing: a script starts there in no time."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.conftest", "train", "eval", "export"])
+    context.set_forkserver_preload(["tests.conftest", "train", "eval", "export", *HEAVY])
     return context
 
 

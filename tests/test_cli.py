@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.engine.checkpoint import load_checkpoint
 from src.models import NETWORKS
+from src.weights.checkpoint import load_checkpoint
 from tests.conftest import ROOT, SMALL
 
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
@@ -292,11 +292,11 @@ def test_weights_of_mindcv_become_a_checkpoint(script, mistake, tmp_path):
 
 def test_profile_prints_the_reference_integers(script, tmp_path):
     arguments = ["--model", "shufflenet_v1", "--width", "1.0", "--groups", "3", "--image-size", "224"]
-    done = script("tools/profile.py", *arguments, "--json", "cost.json", cwd=tmp_path)
+    done = script("tools/cost.py", *arguments, "--json", "cost.json", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     figures = json.loads((tmp_path / "cost.json").read_text())
     assert (figures["params"], figures["macs"]) == (1865728, 137460672)
-    unknown = script("tools/profile.py", "--model", "shufflenet_v3", cwd=tmp_path)
+    unknown = script("tools/cost.py", "--model", "shufflenet_v3", cwd=tmp_path)
     assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1)
     assert "model.name: 'shufflenet_v3' is not one of" in unknown.stderr
 

@@ -6,13 +6,13 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from src.config import load_config
-from src.data.datasets import Samples
+from src.config.load import load_config
 from src.data.loading import train_loader
-from src.engine.optimizer import create_optimizer
-from src.engine.schedule import learning_rates
-from src.engine.step import TrainStep
+from src.data.samples import Samples
 from src.models import create_model
+from src.training.optimizer import create_optimizer
+from src.training.schedule import learning_rates
+from src.training.step import TrainStep
 from tests.conftest import ROOT
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))

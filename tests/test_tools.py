@@ -9,7 +9,7 @@ from PIL import Image
 
 from src.models import NETWORKS
 from tests.conftest import ROOT
-from tests.models.test_zoo import ZOO
+from tests.cost.test_zoo import ZOO
 
 CONFIG = ROOT / "configs" / "shufflenet_v2" / "fashion_mnist.yaml"
 
@@ -17,7 +17,7 @@ CONFIG = ROOT / "configs" / "shufflenet_v2" / "fashion_mnist.yaml"
 @pytest.mark.slow
 def test_profile_of_a_config_agrees_with_its_layers(script, tmp_path):
     files = ["--json", "out/cost.json", "--plot", "out/cost.png"]
-    done = script("tools/profile.py", "--config", CONFIG, *files, cwd=tmp_path)
+    done = script("tools/cost.py", "--config", CONFIG, *files, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     cost = json.loads((tmp_path / "out" / "cost.json").read_text())
     assert (cost["image_size"], cost["channels"], cost["classes"], cost["width"]) == (28, 1, 1000, 0.5)
@@ -34,7 +34,7 @@ def test_profile_of_a_config_agrees_with_its_layers(script, tmp_path):
 
 @pytest.mark.slow
 def test_profile_of_all_variants(script, tmp_path):
-    done = script("tools/profile.py", "--all", "--image-size", "32", "--json", "all.json", cwd=tmp_path)
+    done = script("tools/cost.py", "--all", "--image-size", "32", "--json", "all.json", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     variants = json.loads((tmp_path / "all.json").read_text())["variants"]
     params = {(row["model"], row["width"], row["groups"], row["layout"]): row["params"] for row in variants}

@@ -15,18 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-# In place of this folder, whose profile.py would hide the standard library's from other modules.
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import numpy as np
+from tqdm import tqdm
 
-from src.config import load_config  # noqa: E402
-from src.data.datasets import load_samples, splits_of  # noqa: E402
-from src.data.formats import ImageError, decodable, decode, decoder_takes, format_of, size_of  # noqa: E402
-from src.data.mindrecord import Packed  # noqa: E402
-from src.engine.files import write_json  # noqa: E402
-from src.errors import ArgumentParser, run  # noqa: E402
+from src.config.load import load_config
+from src.data.datasets import load_samples, splits_of
+from src.data.formats import ImageError, decodable, decode, decoder_takes, format_of, size_of
+from src.data.mindrecord import Packed
+from src.errors import ArgumentParser, run
+from src.files import write_json
 
 IMAGES_AT_ONCE = 256
 LISTED = 20  # lines of each kind that are printed; --json has all

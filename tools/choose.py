@@ -11,20 +11,20 @@ import sys
 from pathlib import Path
 from time import perf_counter
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from src.config import make_config  # noqa: E402
-from src.engine.cost_figures import plot_choice  # noqa: E402
-from src.engine.device import use_device  # noqa: E402
-from src.engine.files import make_parent, write_json  # noqa: E402
-from src.engine.latency import median_ms, warm_up  # noqa: E402
-from src.errors import ArgumentParser, UserError, did_you_mean, run  # noqa: E402
-from src.kernels import use_kernels  # noqa: E402
-from src.models import NETWORKS, create_model  # noqa: E402
-from src.models.cost import count_macs  # noqa: E402
-from src.models.zoo import read_zoo  # noqa: E402
+from src.config.load import make_config
+from src.cost.count import count_macs
+from src.cost.figures import plot_choice
+from src.cost.latency import median_ms, warm_up
+from src.cost.zoo import read_zoo
+from src.errors import ArgumentParser, UserError, did_you_mean, run
+from src.files import make_parent, write_json
+from src.kernels.convert import use_kernels
+from src.models import NETWORKS, create_model
+from src.runtime.device import use_device
 
 LIMITS = {"max_ms": "ms", "max_params": "params", "max_macs": "macs"}
 

@@ -12,18 +12,18 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from src.config import make_config  # noqa: E402
-from src.engine.cost_figures import plot_guidelines  # noqa: E402
-from src.engine.device import use_device  # noqa: E402
-from src.engine.files import make_parent, write_json  # noqa: E402
-from src.engine.latency import median_ms, warm_up  # noqa: E402
-from src.errors import ArgumentParser, UserError, run  # noqa: E402
-from src.kernels import use_kernels  # noqa: E402
-from src.models.benchmarks import benchmarks, stacked_macs  # noqa: E402
+from src.config.load import make_config
+from src.cost.figures import plot_guidelines
+from src.cost.guidelines import benchmarks, stacked_macs
+from src.cost.latency import median_ms, warm_up
+from src.errors import ArgumentParser, UserError, run
+from src.files import make_parent, write_json
+from src.kernels.convert import use_kernels
+from src.runtime.device import use_device
 
 TITLES = {
     "G1": "input to output channels",

@@ -6,15 +6,14 @@ python tools/import_weights.py mobilenet_v2.safetensors --model mobilenet_v2 --w
 import sys
 from pathlib import Path
 
-# In place of this folder, whose profile.py would hide the standard library's from other modules.
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.config import make_config  # noqa: E402
-from src.engine.checkpoint import save_checkpoint  # noqa: E402
-from src.engine.device import use_device  # noqa: E402
-from src.errors import ArgumentParser, UserError, run  # noqa: E402
-from src.models import create_model  # noqa: E402
-from src.pretrained.load import load_pretrained  # noqa: E402
+from src.config.load import make_config
+from src.errors import ArgumentParser, UserError, run
+from src.models import create_model
+from src.runtime.device import use_device
+from src.weights.checkpoint import save_checkpoint
+from src.weights.pretrained import load_pretrained
 
 
 def main():
@@ -37,12 +36,13 @@ def main():
     config = make_config({"model": {"name": args.model, **model}}, source="command line")
     use_device(config.runtime)
     classifier = create_model(config.model, config.data, args.classes)
-    source, fresh_head = load_pretrained(classifier, config.model, args.source)
-    if fresh_head:
+    imported = load_pretrained(classifier, config.model, args.source)
+    if imported.fresh_head:
         raise UserError(f"--classes {args.classes}: is not the number of outputs of {args.source}")
+    config.model.norm_epsilon = imported.norm_epsilon
     names = [str(i) for i in range(args.classes)]
     save_checkpoint(args.output, classifier.parameters_dict(), config, names, epoch=0, best=None)
-    print(f"{args.output}: {args.model} {args.width}x with {args.classes} outputs, all weights from {source}")
+    print(f"{args.output}: {args.model} {args.width}x with {args.classes} outputs, all weights from {imported.source}")
 
 
 if __name__ == "__main__":

@@ -13,19 +13,18 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-# In place of this folder, whose profile.py would hide the standard library's from other modules.
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np  # noqa: E402
-from PIL import Image  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
 
-from src.config import load_config, make_config  # noqa: E402
-from src.data.datasets import DATASETS, load_samples, splits_of  # noqa: E402
-from src.data.formats import ImageError, decodable, decode, decoder_takes  # noqa: E402
-from src.data.mindrecord import DESCRIPTION, FORMAT, RECORDS_AT_ONCE, write_split  # noqa: E402
-from src.engine.files import write_json  # noqa: E402
-from src.errors import ArgumentParser, UserError, run  # noqa: E402
+from src.config.load import load_config, make_config
+from src.data.datasets import DATASETS, load_samples, splits_of
+from src.data.formats import ImageError, decodable, decode, decoder_takes
+from src.data.mindrecord import DESCRIPTION, FORMAT, RECORDS_AT_ONCE, write_split
+from src.errors import ArgumentParser, UserError, run
+from src.files import write_json
 
 QUALITY = 95  # of the JPEGs that resizing writes
 

@@ -7,15 +7,14 @@ import argparse
 import sys
 from pathlib import Path
 
-# In place of this folder, whose profile.py would hide the standard library's from other modules.
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.config import load_config  # noqa: E402
-from src.engine.device import use_device  # noqa: E402
-from src.engine.optimizer import create_optimizer  # noqa: E402
-from src.errors import ArgumentParser, UserError, did_you_mean, run  # noqa: E402
-from src.models import create_model  # noqa: E402
-from src.models.cost import count_params, profile, size  # noqa: E402
+from src.config.load import load_config
+from src.cost.count import count_params, profile, size
+from src.errors import ArgumentParser, UserError, did_you_mean, run
+from src.models import create_model
+from src.runtime.device import use_device
+from src.training.optimizer import create_optimizer
 
 # Of the vendors' data sheets: half-precision operations a second, bytes a second to and from memory, bytes of memory.
 DEVICES = {

@@ -7,17 +7,16 @@ import argparse
 import sys
 from pathlib import Path
 
-# In place of this folder, whose profile.py would hide the standard library's from other modules.
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from src.config import load_config  # noqa: E402
-from src.data.datasets import load_samples  # noqa: E402
-from src.engine.figures import new_figure  # noqa: E402
-from src.engine.files import make_parent  # noqa: E402
-from src.engine.schedule import learning_rates  # noqa: E402
-from src.errors import ArgumentParser, UserError, run  # noqa: E402
+from src.config.load import load_config
+from src.data.datasets import load_samples
+from src.errors import ArgumentParser, UserError, run
+from src.figures import new_figure
+from src.files import make_parent
+from src.training.schedule import learning_rates
 
 ROWS = 20  # of the table, at most
 

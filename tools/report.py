@@ -4,14 +4,13 @@ import re
 import sys
 from pathlib import Path
 
-# In place of this folder, whose profile.py would hide the standard library's from other modules.
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.data.datasets import SPLITS  # noqa: E402
-from src.engine.files import make_parent, write_text  # noqa: E402
-from src.errors import ArgumentParser, UserError, run  # noqa: E402
-from src.report.page import render  # noqa: E402
-from src.report.runs import examine, read_run  # noqa: E402
+from src.config.schema import SPLITS
+from src.errors import ArgumentParser, UserError, run
+from src.files import make_parent, write_text
+from src.report.page import render
+from src.report.runs import examine, read_run
 
 
 def main():

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# MindSpore Lite for export.py, eval.py and benchmarks/latency.py, in an environment of its own, where they find it.
+# MindSpore Lite for export.py, eval.py and benchmarks/exported_files.py, in an environment of its own, where they find it.
 # The one on the package registry, 2.0.0, is for Python 3.7: give its path, or have it in PATH or in pyenv.
 set -euo pipefail
 

@@ -5,16 +5,13 @@ from typing import Callable, Optional
 
 import numpy as np
 
+from src.config.schema import DataConfig, listed
 from src.data.arrays import array_splits, load_cifar, load_digits, load_fashion_mnist, load_mnist
 from src.data.download import SOURCES, download
-from src.data.folders import check_images, csv_splits, folder_splits, load_csv, load_image_folder, load_imagenet
+from src.data.folders import csv_splits, folder_splits, load_csv, load_image_folder, load_imagenet
 from src.data.mindrecord import read_description, read_split
 from src.data.samples import Samples
-from src.errors import UserError
-
-__all__ = ["DATASETS", "DOWNLOADABLE", "SPLITS", "Samples", "check_images", "load_samples", "splits_of"]
-
-SPLITS = ("train", "val", "test")
+from src.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,27 @@ def load_samples(data, split, classes=None):
     if classes is not None and list(classes)[: len(samples.classes)] != samples.classes:
         raise UserError(f"data.name: {data.name} has other classes than the checkpoint: {', '.join(samples.classes)}")
     return samples
+
+
+def resolve_data(data: DataConfig) -> None:
+    """Give `data.root` the data set's default; a setting that does not fit the set is a `ValueError` with its key."""
+    if data.name not in DATASETS:
+        raise ValueError(
+            f"data.name: {data.name!r} is not one of {listed(DATASETS)}{did_you_mean(data.name, DATASETS)}"
+        )
+    dataset = DATASETS[data.name]
+    if not dataset.needs_root and data.root is not None:
+        raise ValueError(f"data.root: {data.root!r} is not used: {data.name} comes with scikit-learn, leave it out")
+    if data.download and data.name not in DOWNLOADABLE:
+        raise ValueError(f"data.download: true is for {listed(DOWNLOADABLE)} only, not {data.name}")
+    if data.val_fraction is not None and not dataset.takes_fraction:
+        raise ValueError(f"data.val_fraction: {data.val_fraction} is for image folders only, not {data.name}")
+    if data.on_bad_image != "error" and not dataset.has_files:
+        raise ValueError(f"data.on_bad_image: {data.on_bad_image} is for image files only, not {data.name}")
+    if data.root is None and dataset.needs_root:
+        data.root = f"data/{data.name}" if data.download else dataset.default_root
+        if data.root is None:
+            raise ValueError(f"data.root: the folder of {data.name} must be given")
 
 
 def splits_of(data):

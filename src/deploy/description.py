@@ -7,9 +7,9 @@ from typing import Literal, Optional
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from src.engine.checkpoint import versions
-from src.engine.files import write_json
 from src.errors import UserError
+from src.files import write_json
+from src.versions import versions
 
 FORMATS = ("mindir", "onnx", "ms", "air")  # and endings of the files
 VERSION = 1  # of this description
@@ -85,8 +85,8 @@ class Description(Part):
     made_by: dict[str, str] = Field(description="versions of what wrote the file")
 
 
-def describe(checkpoint, source, artefact, graph_input, graph_output, options, verification):
-    """Return the `Description` of the file `artefact`, made from the checkpoint file `source`.
+def describe(checkpoint, artefact, graph_input, graph_output, options, verification):
+    """Return the `Description` of the file `artefact`, which was made from `checkpoint`.
 
     `graph_input` and `graph_output` are the graph's values, `options` the exporter's.
     """
@@ -122,8 +122,8 @@ def describe(checkpoint, source, artefact, graph_input, graph_output, options, v
             crop_fraction=data.crop_fraction,
         ),
         checkpoint=Source(
-            file=Path(source).name,
-            sha256=sha256(source),
+            file=checkpoint.path.name,
+            sha256=sha256(checkpoint.path),
             epoch=checkpoint.epoch,
             top1=checkpoint.best.get("top1"),
             config=checkpoint.config.model_dump(),

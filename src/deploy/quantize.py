@@ -9,9 +9,9 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 
-from src.deploy.mindir import write_mindir
-from src.engine.files import make_parent
+from src.deploy.graph.mindir import write_mindir
 from src.errors import UserError
+from src.files import make_parent
 
 WORKER = Path(__file__).with_name("quantize_worker.py")
 

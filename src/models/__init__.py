@@ -1,7 +1,9 @@
-"""The networks by name, and `create_model`, which turns one into a classifier of images."""
+"""The networks by name, and `create_model`, which builds a classifier of images from one of them."""
 
 from mindspore import nn
 
+from src.config.schema import MINDCV, DataConfig, DistillConfig, ModelConfig, listed, resolve_own_keys
+from src.errors import did_you_mean
 from src.models.classifier import Classifier
 from src.models.ghostnet import GhostNet
 from src.models.layers import initialize_weights, set_norm
@@ -23,21 +25,60 @@ NETWORKS = {
     "mnasnet": MnasNet,
 }
 
-MINDCV = "mindcv/"  # a name that starts so is one of mindcv's networks
+
+def resolve_model(model: ModelConfig) -> None:
+    """Give the settings that the chosen network alone has their defaults.
+
+    An unknown network or width, and a setting that the network does not have, are a `ValueError` that begins with the
+    key.
+    """
+    if model.name.startswith(MINDCV):
+        check_mindcv_name("model.name", model.name)
+        for key, field in ModelConfig.model_fields.items():
+            if key not in ("name", "classes") and getattr(model, key) != field.default:
+                raise ValueError(f"model.{key}: {getattr(model, key)} is not for mindcv's networks, leave it out")
+        return
+    if model.name not in NETWORKS:
+        raise ValueError(
+            f"model.name: {model.name!r} is not one of {listed(NETWORKS)}{did_you_mean(model.name, NETWORKS)}"
+        )
+    network = NETWORKS[model.name]
+    if model.width not in network.variants:
+        raise ValueError(f"model.width: {model.width} is not one of {listed(network.variants)} ({model.name})")
+    options = {name: getattr(network, "options", {}) for name, network in NETWORKS.items()}
+    defaults = {name: {key: option.default for key, option in own.items()} for name, own in options.items()}
+    try:
+        resolve_own_keys(model, "name", model.name, defaults)
+        for key, option in options[model.name].items():
+            value = getattr(model, key)
+            if value not in option.allowed:
+                nearest = did_you_mean(value, option.allowed)
+                raise ValueError(f"{key}: {value} is not one of {listed(option.allowed)}{nearest}")
+    except ValueError as error:
+        raise ValueError(f"model.{error}") from None
 
 
-def mindcv_networks():
+def resolve_teacher(distill: DistillConfig) -> None:
+    """Raise a `ValueError` where `distill.teacher` names a network that mindcv does not have."""
+    if distill.teacher is not None and distill.teacher.startswith(MINDCV):
+        check_mindcv_name("distill.teacher", distill.teacher)
+
+
+def check_mindcv_name(key: str, name: str) -> None:
+    known = mindcv_networks()
+    if name not in known:
+        raise ValueError(f"{key}: {name!r} is not a network of mindcv{did_you_mean(name, known)}")
+
+
+def mindcv_networks() -> list[str]:
     """Return the names of mindcv's networks, each after MINDCV."""
     import mindcv  # takes seconds, and few runs need it
 
     return [MINDCV + name for name in mindcv.list_models()]
 
 
-def create_model(model, data, classes):
-    """Return a `Classifier` with fresh weights.
-
-    `model` and `data` are the config's sections (`ModelConfig`, `DataConfig`), `classes` the number of outputs.
-    """
+def create_model(model: ModelConfig, data: DataConfig, classes: int) -> Classifier:
+    """Return the classifier that the config's sections describe, with fresh weights and so many `classes`."""
     if model.name.startswith(MINDCV):
         import mindcv
 
@@ -45,8 +86,9 @@ def create_model(model, data, classes):
             model.name[len(MINDCV) :], num_classes=classes, in_channels=data.channels, pretrained=False
         )
         return Classifier(network, None, 0.0, data.mean, data.std)
-    own = {key: getattr(model, key) for key in ("groups", "layout") if getattr(model, key) is not None}
-    backbone = NETWORKS[model.name](width=model.width, in_channels=data.channels, stem_stride=model.stem_stride, **own)
+    network = NETWORKS[model.name]
+    own = {key: getattr(model, key) for key in getattr(network, "options", {})}
+    backbone = network(width=model.width, in_channels=data.channels, stem_stride=model.stem_stride, **own)
     head = nn.Dense(backbone.out_features, classes)
     classifier = Classifier(backbone, head, model.dropout, data.mean, data.std)
     if model.norm_epsilon is not None or model.norm_momentum is not None:

@@ -4,6 +4,7 @@ import math
 
 from mindspore import nn, ops
 
+from src.models.declaration import element_wise
 from src.models.layers import ChannelConcat, ConvNormAct, GlobalPool, SqueezeExcite, make_divisible
 
 
@@ -30,6 +31,9 @@ class GhostModule(nn.Cell):
         primary = self.primary(x)
         both = self.concat(primary, self.ghosts(primary))
         return both[:, : self.out_channels] if self.surplus else both
+
+    def fuse(self, kernels):
+        return kernels.ghost(self)
 
 
 class GhostBottleneck(nn.Cell):
@@ -58,6 +62,9 @@ class GhostBottleneck(nn.Cell):
             y = self.squeeze(y)
         y = self.project(y)
         return y + (x if self.shortcut is None else self.shortcut(x))
+
+    def operations(self, x, y):
+        return [element_wise("Add", y, operands=2)]
 
 
 class GhostNet(nn.Cell):
@@ -103,3 +110,6 @@ class GhostNet(nn.Cell):
     def construct(self, x):
         pooled = self.global_pool(self.last(self.blocks(self.stem(x))))
         return ops.flatten(ops.relu(self.widen(pooled)))
+
+    def operations(self, x, y):
+        return [element_wise("ReLU", y)]

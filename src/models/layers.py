@@ -4,6 +4,8 @@ import mindspore as ms
 from mindspore import nn, ops
 from mindspore.common.initializer import HeNormal, Normal, initializer
 
+from src.models.declaration import Operation, element_wise, elements
+
 
 def make_divisible(channels, divisor=8):
     """Round a channel count to a multiple of `divisor`, never below 0.9 of it (MobileNetV2's reference code)."""
@@ -64,6 +66,9 @@ class SqueezeExcite(nn.Cell):
     def construct(self, x):
         return x * self.gate(self.expand(self.act(self.reduce(self.pool(x)))))
 
+    def operations(self, x, y):
+        return [Operation("Mul", "element-wise", x, y, elements(x, x[:1], y))]
+
 
 class InvertedResidual(nn.Cell):
     """1x1 expansion, depthwise KxK, SE where asked, linear 1x1; added to its input where the shapes agree.
@@ -97,6 +102,19 @@ class InvertedResidual(nn.Cell):
     def construct(self, x):
         return x + self.layers(x) if self.residual else self.layers(x)
 
+    def operations(self, x, y):
+        return [element_wise("Add", y, operands=2)] if self.residual else []
+
+
+class AddReLU(nn.Cell):
+    """ReLU of the sum of two feature maps of one shape."""
+
+    def construct(self, a, b):
+        return ops.relu(a + b)
+
+    def operations(self, x, y):
+        return [element_wise("Add", y, operands=2), element_wise("ReLU", y)]
+
 
 class ChannelShuffle(nn.Cell):
     """Take the channels of (N, C, H, W) from `groups` equal runs in turn, one of each (ShuffleNetV1, figure 1c)."""
@@ -110,6 +128,9 @@ class ChannelShuffle(nn.Cell):
         x = ops.reshape(x, (batch, self.groups, channels // self.groups, height, width))
         return ops.reshape(ops.transpose(x, (0, 2, 1, 3, 4)), (batch, channels, height, width))
 
+    def operations(self, x, y):
+        return [element_wise("Shuffle", y)]
+
 
 class ChannelSplit(nn.Cell):
     """Two halves of `channels` channels: the first and the second, or the even and the odd ones."""
@@ -122,6 +143,9 @@ class ChannelSplit(nn.Cell):
 
     def construct(self, x):
         return ops.split(x if self.shuffle is None else self.shuffle(x), self.half, 1)
+
+    def operations(self, x, y):
+        return [element_wise("Split", x)]
 
 
 class ChannelConcat(nn.Cell):
@@ -137,12 +161,18 @@ class ChannelConcat(nn.Cell):
         both = ops.concat((a, b), 1)
         return both if self.shuffle is None else self.shuffle(both)
 
+    def operations(self, x, y):
+        return [element_wise("Concat", y)]
+
 
 class GlobalPool(nn.Cell):
     """Average a map over its area: (N, C, H, W) to (N, C, 1, 1)."""
 
     def construct(self, x):
         return ops.mean(x, (2, 3), True)
+
+    def operations(self, x, y):
+        return [Operation("Mean", "pooling", x, y, elements(x, y))]
 
 
 def set_norm(network, epsilon=None, momentum=None):

@@ -9,6 +9,7 @@ class MobileNetV1(nn.Cell):
     """(N, in_channels, H, W) to features (N, out_features)."""
 
     variants = (0.25, 0.5, 0.75, 1.0)  # width multipliers
+    layers_per_block = 2  # a depthwise and a 1x1 convolution
     stages = (  # channels at 1.0x, stride of the depthwise convolution
         (64, 1),
         (128, 2),

@@ -4,14 +4,8 @@ import math
 
 from mindspore import nn, ops
 
-from src.models.layers import ChannelConcat, ChannelShuffle, ConvNormAct, GlobalPool
-
-
-class AddReLU(nn.Cell):
-    """ReLU of the sum of two maps of one shape."""
-
-    def construct(self, a, b):
-        return ops.relu(a + b)
+from src.models.declaration import Option, element_wise
+from src.models.layers import AddReLU, ChannelConcat, ChannelShuffle, ConvNormAct, GlobalPool
 
 
 class ShuffleUnit(nn.Cell):
@@ -40,12 +34,23 @@ class ShuffleUnit(nn.Cell):
             return self.add(x, branch)
         return ops.relu(self.concat(self.pool(x), branch))
 
+    def operations(self, x, y):
+        return [] if self.pool is None else [element_wise("ReLU", y)]
+
+    def fuse(self, kernels):
+        runs = self.shuffle.groups if self.shuffle is not None else 1
+        if kernels.join(self.compress, self.depthwise, runs=runs):
+            self.shuffle = None  # the depthwise kernel reads the channels in shuffled order
+        if self.pool is not None:
+            self.pool = kernels.average_pool(channels=self.concat.first)
+
 
 class ShuffleNetV1(nn.Cell):
     """(N, in_channels, H, W) to features (N, out_features)."""
 
     variants = {0.5: 12, 1.0: 24, 1.5: 24, 2.0: 48}  # width multiplier: channels of the stem
     stage2_channels = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}  # groups: width at 1.0x, doubled in each later stage
+    options = {"groups": Option(3, tuple(stage2_channels))}
     stage_repeats = (4, 8, 4)
 
     def __init__(self, width=1.0, groups=3, in_channels=3, stem_stride=2):

@@ -2,6 +2,7 @@
 
 from mindspore import nn, ops
 
+from src.models.declaration import Option
 from src.models.layers import ChannelConcat, ChannelSplit, ConvNormAct, GlobalPool
 
 
@@ -41,7 +42,7 @@ class ShuffleUnit(nn.Cell):
 
 
 class ShuffleNetV2(nn.Cell):
-    """(N, in_channels, H, W) to features (N, out_features); `layout` is one of `layouts`."""
+    """(N, in_channels, H, W) to features (N, out_features); `layout` is one of the option's values."""
 
     variants = {  # width multiplier: channels of stages 2, 3, 4 and of the last 1x1 convolution
         0.5: (48, 96, 192, 1024),
@@ -49,7 +50,7 @@ class ShuffleNetV2(nn.Cell):
         1.5: (176, 352, 704, 1024),
         2.0: (244, 488, 976, 2048),
     }
-    layouts = ("authors", "equal_split")
+    options = {"layout": Option("authors", ("authors", "equal_split"))}
     stage_repeats = (4, 8, 4)
 
     def __init__(self, width=1.0, layout="authors", in_channels=3, stem_stride=2):

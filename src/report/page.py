@@ -9,9 +9,9 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from src.engine.figures import plot_confusion
-from src.engine.fit import duration
+from src.figures import plot_confusion
 from src.report.charts import make_charts
+from src.runs.progress import duration
 
 TABLE_CLASSES = 25  # more than these, and the confusion matrix is a picture
 CONFUSED_PAIRS = 10

@@ -8,15 +8,13 @@ from typing import Optional
 
 import numpy as np
 
+from src.cost.count import count_macs, count_params
 from src.data.datasets import load_samples
 from src.data.loading import eval_loader
-from src.engine.checkpoint import Checkpoint, adapt_config, load_checkpoint, restore
-from src.engine.device import use_device
-from src.engine.evaluate import Evaluation, predict, softmax, summarize
-from src.engine.step import make_eval_step
 from src.errors import UserError
-from src.kernels import use_kernels
-from src.models.cost import count_macs, count_params
+from src.evaluation.evaluate import Evaluation, make_eval_step, predict, softmax, summarize
+from src.kernels.convert import use_kernels
+from src.weights.checkpoint import Checkpoint, load_checkpoint, open_checkpoint
 
 METRICS = ("epoch", "lr", "train_loss", "train_top1", "test_loss", "test_top1", "test_top5")  # of metrics.csv
 AVERAGE = ("average_loss", "average_top1", "average_top5")  # of metrics.csv where the run keeps a moving average
@@ -131,10 +129,7 @@ def summary_of(rows):
 
 def examine(run, split, count, overrides):
     """Return the `Findings` of the run's best checkpoint on `split`, with its `count` worst mistakes."""
-    checkpoint = run.checkpoint
-    config = adapt_config(checkpoint.config, overrides)
-    use_device(config.runtime)
-    classifier = restore(checkpoint, Path(run.name) / "best.ckpt")
+    checkpoint, config, classifier = open_checkpoint(run.checkpoint.path, overrides)
     params = count_params(classifier)
     macs = count_macs(classifier, checkpoint.config.data.image_size, checkpoint.config.data.channels)
     use_kernels(classifier, config.runtime)

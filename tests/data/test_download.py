@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import pytest
 
-from src.config import make_config
+from src.config.load import make_config
 from src.data import download as module
 from src.data.datasets import load_samples
 from src.data.download import Source, download

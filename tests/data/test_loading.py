@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.config import make_config
-from src.data.datasets import Samples, load_samples
+from src.config.load import make_config
+from src.data.datasets import load_samples
 from src.data.formats import PNG_SIGNATURE
 from src.data.loading import Loader, eval_loader, train_loader
+from src.data.samples import Samples
 from src.data.transforms import View, eval_view, train_view
 from src.errors import UserError
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.config import make_config
+from src.config.load import make_config
 from src.data.datasets import load_samples, splits_of
 from src.data.loading import eval_loader, train_loader
 from src.errors import UserError

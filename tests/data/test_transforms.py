@@ -6,7 +6,7 @@ from mindspore.dataset import vision
 from PIL import Image, ImageOps
 from scipy import stats
 
-from src.config import make_config
+from src.config.load import make_config
 from src.data.loading import Loader, train_loader
 from src.data.samples import Samples
 from src.data.transforms import (

@@ -18,14 +18,16 @@ from PIL import Image
 
 from src.data.datasets import load_samples
 from src.data.loading import eval_loader
-from src.deploy.artefact import open_trained
 from src.deploy.description import Description, RuntimeCheck, Verification, read_description
-from src.deploy.export import Options, check_target, export, judge, verify
-from src.deploy.lite import Lite, find_lite
+from src.deploy.export import check_target, export
+from src.deploy.options import Options
 from src.deploy.quantize import full_batches
-from src.engine.checkpoint import adapt_config, load_checkpoint, restore
-from src.engine.evaluate import predict, softmax, summarize
+from src.deploy.runtimes.lite import Lite, find_lite
+from src.deploy.trained import open_trained
+from src.deploy.verify import check_limits, verify
 from src.errors import UserError
+from src.evaluation.evaluate import predict, softmax, summarize
+from src.weights.checkpoint import OpenCheckpoint, adapt_config, load_checkpoint, restore
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
@@ -53,7 +55,8 @@ class Case:
         if options.precision == "int8":
             calibration = full_batches(self.loader(options.batch), self.classifier, options.input)
         loader = self.loader(options.batch)
-        return export(self.checkpoint, self.source, self.classifier, loader, output, options, calibration)
+        opened = OpenCheckpoint(self.checkpoint, self.checkpoint.config, self.classifier)
+        return export(opened, loader, output, options, calibration)
 
     def batches(self, batch=1):
         """Yield (images, the checkpoint's logits), but for a smaller last batch."""
@@ -69,7 +72,7 @@ def case(quickstart):
     # Op by op: nothing is compiled for so few images.
     config = adapt_config(checkpoint.config, ["runtime.mode=pynative"])
     samples = load_samples(config.data, "test", checkpoint.classes).take(np.arange(0, 360, 18))
-    classifier = restore(checkpoint, source)
+    classifier = restore(checkpoint)
     ((images, _),) = eval_loader(config, samples, batch_size=len(samples)).epoch()
     logits = classifier(ms.Tensor(images)).asnumpy()
     return Case(source, dataclasses.replace(checkpoint, config=config), classifier, samples, images, logits)
@@ -146,7 +149,7 @@ def test_the_schema_in_the_docs_is_the_one_that_is_checked():
 
 
 def test_artefacts_evaluate_as_the_checkpoint(case, exported, monkeypatch):
-    monkeypatch.setattr("src.deploy.artefact.use_device", lambda runtime: None)  # which only a fresh process can
+    monkeypatch.setattr("src.weights.checkpoint.use_device", lambda runtime: None)  # which only a fresh process can
     results = []
     for path in (case.source, *exported.values()):
         overrides = ["runtime.mode=pynative", "runtime.kernels=stock"] if path == case.source else []
@@ -191,10 +194,10 @@ def test_what_is_too_far_from_the_checkpoint(found, options, part):
     verification = Verification(images=1000, checkpoint_top1=0.9, runtimes=[check])
     options = Options(format="onnx", **options)
     if part is None:
-        judge(check, verification, options, 1e-4)
+        check_limits(check, verification, options, 1e-4)
         return
     with pytest.raises(UserError, match="failed on ONNX Runtime 1, 1000 images: .+no file was written") as said:
-        judge(check, verification, options, 1e-4)
+        check_limits(check, verification, options, 1e-4)
     assert part in str(said.value)
 
 
@@ -202,10 +205,10 @@ def test_what_is_too_far_from_the_checkpoint(found, options, part):
 def test_the_allowed_difference_grows_with_logits_above_ten(case, monkeypatch, largest, added, refused):
     """A runtime whose logits are off by `added`, and a checkpoint whose largest logit is `largest`."""
     logits = np.float32([[largest, -largest / 2, 0.0]])
-    monkeypatch.setattr("src.deploy.export.predict", lambda step, loader: [(np.zeros((1, 1)), np.zeros(1), logits)])
+    monkeypatch.setattr("src.deploy.verify.predict", lambda step, loader: [(np.zeros((1, 1)), np.zeros(1), logits)])
     found = logits + np.float32([[0.0, added, 0.0]])
     off = SimpleNamespace(name="ONNX Runtime", version="1", run=lambda x: found, close=lambda: None)
-    monkeypatch.setattr("src.deploy.export.runtimes", lambda path, options: [off])
+    monkeypatch.setattr("src.deploy.verify.runtimes", lambda path, options: [off])
     options = Options(format="onnx", logits=True)
     with pytest.raises(UserError, match="file and checkpoint differ by") if refused else contextlib.nullcontext():
         verify(case.checkpoint.config.runtime, case.classifier, None, None, options)
@@ -245,7 +248,7 @@ def test_bad_artefacts_are_one_line(exported, mistake, tmp_path):
 
 
 def test_without_lite_its_format_is_one_line(monkeypatch):
-    monkeypatch.setattr("src.deploy.lite.has_lite", lambda python: False)
+    monkeypatch.setattr("src.deploy.runtimes.lite.has_lite", lambda python: False)
     with pytest.raises(UserError, match=r"MindSpore Lite was not found: tools/setup_lite.sh"):
         check_target(Options(format="ms"))
     check_target(Options(format="mindir"))
@@ -294,7 +297,7 @@ def test_cpp_example(case, exported, digit, tmp_path):
 @needs_lite
 def test_latency_of_all_runtimes(exported, command, tmp_path):
     arguments = [*exported.values(), "--rounds", "1", "--json", "latency.json"]
-    done = command("benchmarks/latency.py", *arguments, cwd=tmp_path)
+    done = command("benchmarks/exported_files.py", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "latency.json").read_text())["results"]
     kinds = [(Path(row["path"]).suffix, row["runtime"]) for row in rows]

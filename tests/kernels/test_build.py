@@ -9,7 +9,7 @@ from pathlib import Path
 import mindspore as ms
 import pytest
 
-from src.config import make_config
+from src.config.load import make_config
 from src.errors import UserError
 from src.kernels import build, use_kernels
 from src.models import create_model

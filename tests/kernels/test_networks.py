@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from src.config import make_config
-from src.engine.optimizer import create_optimizer
-from src.engine.step import TrainStep
+from src.config.load import make_config
 from src.kernels import build as build_module
-from src.kernels import use_kernels
+from src.kernels.convert import use_kernels
 from src.models import NETWORKS, create_model
+from src.training.optimizer import create_optimizer
+from src.training.step import TrainStep
 
 CASES = [
     *[(name, {}) for name in NETWORKS],

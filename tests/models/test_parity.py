@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from src.config import make_config
+from src.config.load import make_config
 from src.models import create_model
 
 PAIRS = [  # ours, mindcv's name

@@ -1,0 +1,64 @@
+"""Milliseconds an image of exported files, on each runtime that they run on, in turn.
+
+python benchmarks/exported_files.py digits.mindir digits.ms digits.onnx --threads 1
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from src.deploy.description import read_description
+from src.deploy.runtimes.lite import HOW_TO_GET, find_lite
+from src.deploy.runtimes.timing import measure, runners_for
+from src.errors import ArgumentParser, UserError, run
+from src.files import write_json
+
+
+def main():
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("artefacts", nargs="+", metavar="ARTEFACT", help=".mindir, .ms or .onnx files of export.py")
+    parser.add_argument("--threads", type=int, default=1, help="of each runtime; 0: as many as it likes (default: 1)")
+    parser.add_argument("--rounds", type=int, default=20, help="turns of four timed runs (default: 20)")
+    parser.add_argument("--lite-python", metavar="PATH", help="the Python that has MindSpore Lite")
+    parser.add_argument("--json", metavar="PATH", help="also write the figures there")
+    args = parser.parse_args()
+    if args.threads < 0 or args.rounds < 1:
+        raise UserError("--threads must be at least 0 and --rounds at least 1")
+    lite = find_lite(args.lite_python)
+    if lite is None:
+        print(f"without MindSpore Lite, which was not found: {HOW_TO_GET}")
+
+    generator, jobs = np.random.default_rng(0), []
+    for path in args.artefacts:
+        taken = read_description(path).input
+        array = generator.integers(0, 256, taken.shape)
+        array = array.astype(np.uint8) if taken.kind == "image" else np.float32(array / 255)
+        jobs += [(path, runner, array) for runner in runners_for(path, lite)]
+    if not jobs:
+        raise UserError(f"{', '.join(args.artefacts)}: nothing here runs them")
+    rows = measure(jobs, args.rounds, args.threads)
+    for _, runner, _ in jobs:
+        runner.close()
+    print_rows(rows)
+    if args.json:
+        write_json({"threads": args.threads, "rounds": args.rounds, "results": rows}, args.json)
+        print(f"written: {args.json}")
+
+
+def print_rows(rows):
+    width = max(len("file"), *(len(row["path"]) for row in rows))
+    print(f"{'file':<{width}}  {'runtime':<21}       ms      middle half  load ms      MB  peak MiB")
+    for row in rows:
+        runtime = f"{row['runtime']} {row['version']}"
+        spread = f"{row['low_ms']:.2f} to {row['high_ms']:.2f}"
+        print(
+            f"{row['path']:<{width}}  {runtime:<21}  {row['median_ms']:>7.2f}  {spread:>15}  {row['load_ms']:>7.0f}  "
+            f"{row['size'] / 1e6:>6.2f}  {row['peak_memory'] / 2**20:>8.0f}"
+        )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,109 @@
+"""MindSpore Lite's time for this project's exports, as a share of that for mindcv's networks exported plainly.
+
+python benchmarks/lite_against_mindcv.py shufflenet_v2:0.5 ghostnet:1.0
+
+Both files have 1000 classes and take an image of 224x224, uint8 pixels or a normalised tensor; a plain one is what
+`ms.export` writes, only made readable for Lite: BatchNorm, shuffles and slices are left as they are. The weights are
+random, the same for both.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import mindspore as ms
+import numpy as np
+
+from src.config.load import make_config
+from src.deploy.export import INPUTS, Deployed, Options
+from src.deploy.graph.mindir import read_mindir, write_mindir
+from src.deploy.graph.passes import optimize, pool_means
+from src.deploy.runtimes.lite import Lite, need_lite
+from src.deploy.runtimes.timing import measure
+from src.errors import ArgumentParser, UserError, did_you_mean, run
+from src.files import write_json
+from src.models import create_model
+
+PLAIN = {  # network:width, and mindcv's name
+    "shufflenet_v1:0.5": "shufflenet_v1_g3_05",
+    "shufflenet_v1:1.0": "shufflenet_v1_g3_10",
+    "shufflenet_v2:0.5": "shufflenet_v2_x0_5",
+    "shufflenet_v2:1.0": "shufflenet_v2_x1_0",
+    "mobilenet_v1:0.25": "mobilenet_v1_025",
+    "mobilenet_v1:1.0": "mobilenet_v1_100",
+    "mobilenet_v2:0.35": "mobilenet_v2_035_224",
+    "mobilenet_v2:1.0": "mobilenet_v2_100",
+    "mobilenet_v3_small:0.75": "mobilenet_v3_small_075",
+    "mobilenet_v3_small:1.0": "mobilenet_v3_small_100",
+    "mobilenet_v3_large:0.75": "mobilenet_v3_large_075",
+    "mobilenet_v3_large:1.0": "mobilenet_v3_large_100",
+    "ghostnet:0.5": "ghostnet_050",
+    "ghostnet:1.0": "ghostnet_100",
+    "mnasnet:0.5": "mnasnet_050",
+    "mnasnet:1.0": "mnasnet_100",
+}
+
+
+def main():
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("networks", nargs="*", metavar="NAME:WIDTH", help="default: all that mindcv has, too")
+    parser.add_argument("--input", choices=INPUTS, default="image", help="of both files, as export.py has it")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=20, help="turns of four timed runs (default: 20)")
+    parser.add_argument("--lite-python", metavar="PATH", help="the Python that has MindSpore Lite")
+    parser.add_argument("--json", metavar="PATH", help="also write the figures there")
+    args = parser.parse_args()
+    names = args.networks or list(PLAIN)
+    for name in names:
+        if name not in PLAIN:
+            raise UserError(f"{name}: is not one of {', '.join(PLAIN)}{did_you_mean(name, PLAIN)}")
+    python = need_lite(args.lite_python)
+
+    generator = np.random.default_rng(0)
+    image = generator.integers(0, 256, (1, 224, 224, 3), dtype=np.uint8)
+    if args.input == "tensor":
+        image = generator.normal(size=(1, 3, 224, 224)).astype(np.float32)
+    options = Options(format="ms", input=args.input, logits=True)
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = []
+        for name in names:
+            network, _, width = name.partition(":")
+            ours = {"name": network, "width": float(width)}
+            for kind, model in (("ours", ours), ("plain", {"name": f"mindcv/{PLAIN[name]}"})):
+                lite = Lite(python)
+                path = Path(folder) / f"{network}-{width}-{kind}.ms"
+                export(model, image, options, kind == "ours", path, lite)
+                jobs.append((path, lite, image))
+        rows = measure(jobs, args.rounds, args.threads)
+    width = max(len(name) for name in names)
+    print(f"{'network':<{width}}  ours ms  plain ms  ratio")
+    for name, ours, plain in zip(names, rows[::2], rows[1::2]):
+        # Of each round's best: what else the machine does falls on both.
+        ratio = float(np.median(np.divide(ours["best_ms"], plain["best_ms"])))
+        figures[name] = {"ours_ms": ours["median_ms"], "plain_ms": plain["median_ms"], "ratio": ratio}
+        print(f"{name:<{width}}  {ours['median_ms']:>7.2f}  {plain['median_ms']:>8.2f}  {ratio:>5.2f}", flush=True)
+    if args.json:
+        write_json({"input": args.input, "threads": args.threads, "rounds": args.rounds, "results": figures}, args.json)
+
+
+def export(model, image, options, optimized, path, lite):
+    """Write the .ms file of a network with random weights."""
+    ms.set_seed(0)
+    config = make_config({"model": model, "data": {"image_size": 224}}, source="command line")
+    network = Deployed(create_model(config.model, config.data, 1000), options).set_train(False)
+    source = path.with_suffix(".mindir")
+    ms.export(network, ms.Tensor(image), file_name=str(source), file_format="MINDIR")
+    graph = read_mindir(source)
+    if optimized:
+        optimize(graph)
+        pool_means(graph)
+    source.unlink()
+    write_mindir(graph, source)
+    lite.convert(source, path)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,1 @@
+"""The runtimes that execute exported files: MindSpore, ONNX Runtime and MindSpore Lite."""

@@ -1,1 +1,0 @@
-"""Training step, evaluation, checkpoints and the run folder."""

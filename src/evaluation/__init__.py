@@ -1,0 +1,1 @@
+"""Evaluation: metrics of a split and predictions for image files."""

@@ -1,0 +1,1 @@
+"""Training: the network made ready, the step, the loop and the techniques."""

@@ -1,0 +1,1 @@
+"""Trained weights: our checkpoints, and weight files of other libraries."""

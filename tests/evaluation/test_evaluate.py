@@ -1,0 +1,54 @@
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import nn
+from sklearn import metrics
+
+from src.data.loading import Loader
+from src.data.samples import Samples
+from src.data.transforms import View
+from src.evaluation.evaluate import evaluate, make_eval_step, softmax
+
+
+class PixelsAsLogits(nn.Cell):
+    """A stand-in for a classifier: the image's pixels are its logits."""
+
+    def construct(self, images):
+        return images.reshape((images.shape[0], -1)).astype(ms.float32) / 50
+
+
+@pytest.mark.parametrize(("classes", "batch_size"), [(9, 7), (9, 40), (4, 8)])
+def test_metrics_agree_with_scikit_learn(classes, batch_size):
+    generator = np.random.default_rng(0)
+    # All different within an image: scikit-learn breaks ties otherwise than argmax.
+    pixels = np.stack([generator.choice(256, classes, replace=False) for _ in range(40)]).astype(np.uint8)
+    labels = np.concatenate([np.arange(classes), generator.integers(0, classes, 40 - classes)]).astype(np.int32)
+    names = [str(i) for i in range(classes)]
+    samples = Samples(pixels.reshape(40, 1, classes, 1), labels, names)
+    network = PixelsAsLogits()
+    result = evaluate(network, make_eval_step(network, compiled=False), Loader(samples, View([], []), batch_size, 1))
+
+    logits = pixels / 50
+    probabilities = softmax(logits)
+    predicted = logits.argmax(1)
+    assert result.images == 40
+    assert result.loss == pytest.approx(metrics.log_loss(labels, probabilities, labels=range(classes)), rel=1e-5)
+    assert result.top1 == metrics.accuracy_score(labels, predicted)
+    expected_top5 = 1.0 if classes <= 5 else metrics.top_k_accuracy_score(labels, logits, k=5, labels=range(classes))
+    assert result.top5 == expected_top5
+    assert (result.confusion == metrics.confusion_matrix(labels, predicted, labels=range(classes))).all()
+    precision, recall, _, shown = metrics.precision_recall_fscore_support(
+        labels, predicted, labels=range(classes), zero_division=np.nan
+    )
+    for i, row in enumerate(result.per_class(names)):
+        assert row["class"] == names[i]
+        assert row["images"] == shown[i]
+        assert row["recall"] == pytest.approx(recall[i])
+        if row["precision"] is None:
+            assert np.isnan(precision[i])
+        else:
+            assert row["precision"] == pytest.approx(precision[i])
+
+
+def test_softmax_of_large_logits_is_finite():
+    assert softmax(np.array([[1000.0, 0.0, -1000.0]])).tolist() == [[1.0, 0.0, 0.0]]

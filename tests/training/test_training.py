@@ -1,0 +1,210 @@
+"""What a run keeps and how it goes on."""
+
+import json
+import resource
+import shutil
+import signal
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from src.config.load import make_config
+from src.errors import UserError
+from src.runs.folder import RunFolder
+from src.runs.resume import refuse_changes
+from src.runs.state import RunState
+from src.runtime.parallel import Ranks
+from src.training.interrupts import Interrupts
+from src.training.loop import stage_of
+from src.training.trainer import Trainer
+from src.weights.checkpoint import load_checkpoint
+from tests.conftest import ROOT, SMALL
+from tests.stress.kill_and_resume import kill_and_compare
+
+QUICKSTART = ROOT / "configs" / "quickstart.yaml"
+CONTENT = {"weights": {"w": np.float32([1, 2])}, "config": make_config({}), "classes": ["a", "b"]}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.open()
+    return folder
+
+
+def names(folder):
+    return sorted(path.name for path in (folder.path / "checkpoints").glob("*.ckpt"))
+
+
+def test_the_last_states_are_kept(folder):
+    for epoch, batch in [(0, 5), (1, 0), (1, 5), (2, 0)]:
+        folder.save_state(RunState(epoch=epoch, batch=batch), keep=2, **CONTENT)
+    assert names(folder) == ["state-00001-0000005.ckpt", "state-00002-0000000.ckpt"]
+    assert load_checkpoint(folder.path / "last.ckpt").epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("metric", "kept", "best"), [("top1", [2, 4, 5], 4), ("loss", [1, 3, 4], 1), ("top5", [3, 4, 5], 5)]
+)
+def test_the_best_epochs_are_kept(folder, metric, kept, best):
+    state = RunState()
+    results = [(0.5, 0.6, 0.1), (0.8, 0.6, 0.9), (0.6, 0.7, 0.3), (0.8, 0.7, 0.2), (0.7, 0.9, 0.8)]
+    for epoch, (top1, top5, loss) in enumerate(results, 1):
+        result = {"epoch": epoch, "top1": top1, "top5": top5, "loss": loss}
+        state.rank(result, metric, 3)
+        folder.save_best(state, result, **CONTENT)
+    assert names(folder) == [f"epoch-0000{epoch}.ckpt" for epoch in kept]
+    assert state.best["epoch"] == best
+    assert load_checkpoint(folder.path / "best.ckpt").epoch == best
+
+
+def test_a_damaged_state_is_skipped_saying_so(folder, capsys):
+    for epoch in (1, 2, 3):
+        folder.save_state(RunState(epoch=epoch), keep=3, **CONTENT)
+    newest, second, _ = folder.states()
+    newest.write_bytes(newest.read_bytes()[:-40])
+    damaged = bytearray(second.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    second.write_bytes(bytes(damaged))
+    checkpoint = folder.newest_state()
+    assert checkpoint.epoch == 1
+    said = capsys.readouterr().out
+    assert f"skipped: {newest}: " in said
+    assert f"skipped: {second}: " in said
+
+
+def test_one_process_trains_in_a_folder(folder):
+    with pytest.raises(UserError, match="is being trained in by another process"):
+        RunFolder(folder.path).open()
+
+
+def test_what_a_kill_left_is_cleared(folder):
+    (folder.path / ".metrics.csv.partial").write_text("epoch,")
+    (folder.path / "checkpoints" / ".state-1.ckpt.partial.tmp").write_text("x")
+    folder.lock.close()
+    RunFolder(folder.path).open()
+    assert [path.name for path in folder.path.rglob("*") if path.is_file()] == [".lock"]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optimizer.lr=0.2", "optimizer.lr: 0.2 differs from the run's, 0.1"),
+        ("train.seed=3", "train.seed: 3 differs from the run's, 0"),
+        ("train.epochs=29", "train.epochs: 29 is fewer than the 30"),
+        ("model.width=0.5", "model.width: 0.5 differs"),
+    ],
+)
+def test_a_changed_setting_is_refused_by_name(override, said):
+    before = make_config({})
+    with pytest.raises(UserError) as caught:
+        refuse_changes(before, make_config({}, [override]))
+    assert said in str(caught.value)
+    refuse_changes(before, make_config({}, ["train.epochs=40", "run.dir=x", "checkpoint.every_steps=5"]))
+
+
+@pytest.mark.parametrize(("epochs", "count"), [(7, 3), (6, 3), (5, 1), (3, 3)])
+def test_stages_are_equally_long_and_in_order(epochs, count):
+    stages = [stage_of(epoch, epochs, range(count)) for epoch in range(epochs)]
+    assert stages == sorted(stages)
+    lengths = np.bincount(stages, minlength=count)
+    assert lengths.max() - lengths.min() <= 1
+
+
+def test_training_ends_when_nothing_gets_better_for_too_long():
+    config = make_config({"train": {"epochs": 9, "patience": 3}})
+    training = Trainer(config, None, Ranks(), None, [], None, SimpleNamespace(accumulate=1))
+    losses = [0.9, 0.5, 0.6, 0.7, 0.5, 0.4, 0.4]
+    over = []
+    for epoch, loss in enumerate(losses, 1):
+        training.state.rank({"epoch": epoch, "top1": 0.5, "top5": 1.0, "loss": loss}, "loss", 1)
+        training.state.epoch = epoch
+        over.append(training.is_over())
+    assert over == [False, False, False, False, True, False, False]
+
+
+def test_a_signal_waits_for_what_must_not_be_cut():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        interrupts = Interrupts()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        interrupts = Interrupts()
+        interrupts.hold()
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.release()
+        interrupts = Interrupts()
+        interrupts.hold()
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before):
+            signal.signal(number, handler)
+
+
+@pytest.mark.slow
+def test_killed_runs_end_as_if_nothing_had_happened(tmp_path):
+    counts = kill_and_compare(tmp_path, kills=4, mode="pynative", seed=1)
+    assert counts["kills"] == 4
+    assert counts["different"] == 0
+
+
+@pytest.mark.slow
+def test_a_finished_run_goes_on_to_more_epochs(quickstart, script, mistake, tmp_path):
+    _, run, _ = quickstart
+    shutil.copytree(run, tmp_path / "run")
+    assert "differs from the run's" in mistake("train.py", "--resume", "run", "train.batch_size=16", cwd=tmp_path)
+    done = script("train.py", "--resume", "run", "train.epochs=4", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    state = load_checkpoint(tmp_path / "run" / "last.ckpt").state
+    assert [row["epoch"] for row in state["rows"]] == [1, 2, 3, 4]
+    before = json.loads((run / "summary.json").read_text())
+    after = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert after["best"]["top1"] >= before["best"]["top1"]
+    assert after["seconds"] > before["seconds"]
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_ends_the_run_or_is_rolled_back(script, tmp_path):
+    fast = [
+        "optimizer.lr=1e6",
+        "schedule.name=constant",
+        "schedule.warmup_epochs=0",
+        "train.epochs=1",
+        "runtime.mode=pynative",
+    ]
+    arguments = ["--config", QUICKSTART, *SMALL, *fast, "model.name=mobilenet_v1", "model.width=0.25"]
+    done = script("train.py", *arguments, "run.dir=stops", "train.batch_size=256", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the loss became ")
+    assert "in epoch 1, step " in done.stderr
+    assert "at learning rate 1e+06" in done.stderr
+    assert done.stderr.count("\n") == 1
+    rollback = ["train.on_nonfinite=rollback", "train.rollback_factor=1e-8", "train.batch_size=256"]
+    done = script("train.py", *arguments, "run.dir=returns", *rollback, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "back to epoch 1, step 0, with 1e-08 of the learning rate" in done.stdout
+    assert load_checkpoint(tmp_path / "returns" / "last.ckpt").state["rollbacks"] == 1
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_run_with_one_line_and_leaves_what_was_written(quickstart, command, tmp_path):
+    _, run, _ = quickstart
+    shutil.copytree(run, tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.ckpt")}
+    largest = max(map(len, before.values()))
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest // 2, old[1]))
+    try:
+        done = command("train.py", "--resume", "run", "train.epochs=4", cwd=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: run/checkpoints/")
+    assert done.stderr.endswith(": File too large\n")
+    assert done.stderr.count("\n") == 1
+    assert all(path.read_bytes() == content for path, content in before.items() if path.name.startswith("state"))
+    assert not list((tmp_path / "run").rglob(".*.partial*"))
