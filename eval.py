@@ -2,19 +2,20 @@
 
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 from src.config.schema import SPLITS
 from src.errors import ArgumentParser, UserError, run
 
 
 def main() -> None:
-    # What the user asks for. A mistake in the options is answered before MindSpore is imported, which takes seconds.
+    # The options. Errors in them are reported before MindSpore is imported, which takes seconds.
     args = parse()
     refuse_unused(args)
 
     from src.deploy.trained import open_trained
 
-    # The trained network: a checkpoint on MindSpore, or an exported file on the runtime that it is for.
+    # The trained network: a checkpoint runs on MindSpore, an exported file runs on its own runtime.
     trained = open_trained(args.checkpoint, args.overrides, args.lite_python)
     if args.images:
         predict_images(trained, args)
@@ -25,34 +26,44 @@ def main() -> None:
 def parse() -> Namespace:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--checkpoint", required=True, help="a .ckpt of train.py, or a .mindir, .onnx or .ms of export.py"
+        "--checkpoint", required=True, help="a .ckpt from train.py, or a .mindir, .onnx or .ms from export.py"
     )
     parser.add_argument(
-        "--split", choices=SPLITS, help="which images to evaluate (default: what training evaluated on)"
+        "--split", choices=SPLITS, help="the split to evaluate (default: the split that training evaluated)"
     )
-    parser.add_argument("--json", metavar="PATH", help="also write the metrics there, and the confusion matrix as PNG")
+    parser.add_argument(
+        "--json", metavar="PATH", help="also write the metrics to this JSON file, and the confusion matrix as PNG"
+    )
     parser.add_argument("--images", metavar="FILE_OR_FOLDER", help="predict these images instead of evaluating a split")
     parser.add_argument(
         "--csv",
         metavar="PATH",
-        help="with --images: where the predictions go, with a contact sheet as PNG (default: predictions.csv beside "
-        "the checkpoint)",
+        help="with --images: write the predictions to this CSV file, and a contact sheet as PNG (default: "
+        "predictions.csv beside the checkpoint)",
     )
-    parser.add_argument("--lite-python", metavar="PATH", help="for .ms: the Python that has MindSpore Lite")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="such as data.root or runtime.device")
+    parser.add_argument("--lite-python", metavar="PATH", help="for .ms: the Python interpreter that has MindSpore Lite")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="settings that replace the checkpoint's, such as data.root=FOLDER",
+    )
     return parser.parse_intermixed_args()
 
 
 def refuse_unused(args: Namespace) -> None:
-    """An option that would do nothing is a mistake."""
+    """Raise a `UserError` for an option that would have no effect."""
     unused = {"--csv": args.csv} if not args.images else {"--split": args.split, "--json": args.json}
     for option, value in unused.items():
         if value is not None:
             raise UserError(f"{option} {value}: {'needs' if option == '--csv' else 'cannot be used with'} --images")
 
 
-def predict_images(trained, args: Namespace) -> None:
-    """Predict the user's own images; print and write what each of them shows."""
+def predict_images(trained: Any, args: Namespace) -> None:
+    """Predict the classes of the user's images; print and write the predictions.
+
+    `trained` is a `Trained` of src/deploy/trained.py.
+    """
     from src.evaluation.output import find_images, predict_files, print_predictions, write_predictions
 
     files = find_images(args.images)
@@ -63,8 +74,11 @@ def predict_images(trained, args: Namespace) -> None:
     print(f"\nwritten: {table}, {table.with_suffix('.png')}")
 
 
-def evaluate_split(trained, args: Namespace) -> None:
-    """Evaluate a split of the data set, each image once; print and write its metrics."""
+def evaluate_split(trained: Any, args: Namespace) -> None:
+    """Evaluate each image of a split of the data set once; print and write the metrics.
+
+    `trained` is a `Trained` of src/deploy/trained.py.
+    """
     from src.data.datasets import load_samples
     from src.data.loading import eval_loader
     from src.evaluation.evaluate import predict, summarize

@@ -1,6 +1,8 @@
 """Export a checkpoint for a device: python export.py --checkpoint runs/quickstart/best.ckpt --output digits.mindir"""
 
 from argparse import Namespace
+from collections.abc import Iterable
+from typing import Any
 
 from src.config.schema import Config
 from src.deploy.description import FORMATS, Description
@@ -9,7 +11,7 @@ from src.errors import ArgumentParser, run
 
 
 def main() -> None:
-    # What the user asks for. A mistake in the options is answered before MindSpore is imported, which takes seconds.
+    # Check the options before MindSpore is imported, because the import takes seconds.
     args = parse()
     options = options_of(args)
 
@@ -18,35 +20,37 @@ def main() -> None:
     from src.deploy.runtimes.lite import HOW_TO_GET, find_lite
     from src.weights.checkpoint import open_checkpoint
 
-    # The trained network, on a device and with a runtime that can write the asked format.
+    # Open the trained network, and check that this device and the installed runtimes can write the format.
     opened = open_checkpoint(args.checkpoint, args.overrides)
     check_target(options)
 
-    # The images to verify on, and for int8 the training images on which the ranges of the activations are measured.
+    # Load the images for the verification and, for int8, the training images that give the ranges of activations.
     classes = opened.checkpoint.classes
     test_loader = spread_loader(opened.config, "eval", args.verify, classes, args.batch)
-    calibration = None
+    calibration: Iterable[Any] = ()
     if options.precision == "int8":
         loader = spread_loader(opened.config, "train", args.calibration, classes, args.batch)
         calibration = full_batches(loader, opened.classifier, options.input)
 
-    # The file gets its name only after it has computed what the checkpoint computes, on every runtime that it is for.
+    # Write the file. It gets its name only after its outputs match the checkpoint's on each of its runtimes.
     description = export(opened, test_loader, args.output, options, calibration)
     report(description, args.output)
     if options.format == "mindir" and options.mindir_version == 1 and find_lite(options.lite_python) is None:
-        print(f"not run on MindSpore Lite, which was not found: {HOW_TO_GET}")
+        print(f"not verified on MindSpore Lite, which was not found; {HOW_TO_GET}")
 
 
 def parse() -> Namespace:
+    """Return the command line's arguments."""
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", required=True, help="a best.ckpt or last.ckpt of train.py")
-    parser.add_argument("--format", choices=FORMATS, help="default: the ending of --output")
+    parser.add_argument("--checkpoint", required=True, help="best.ckpt or last.ckpt from train.py")
+    parser.add_argument("--format", choices=FORMATS, help="default: the extension of --output")
     parser.add_argument("--output", required=True, metavar="PATH", help="the file to write; PATH.json describes it")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="batch size, fixed in the file (default: 1)")
     parser.add_argument(
-        "--batch", type=int, default=1, metavar="N", help="images in a run, fixed in the file (default: 1)"
-    )
-    parser.add_argument(
-        "--input", choices=INPUTS, default="image", help="uint8 image (default), or float32 tensor normalised outside"
+        "--input",
+        choices=INPUTS,
+        default="image",
+        help="uint8 image (default), or float32 tensor that the application normalises",
     )
     parser.add_argument("--logits", action="store_true", help="output logits instead of probabilities")
     parser.add_argument(
@@ -56,26 +60,32 @@ def parse() -> Namespace:
         help="weight precision; int8 also quantises activations (default: float32)",
     )
     parser.add_argument(
-        "--calibration", type=int, metavar="N", help="int8: measure ranges on N training images (default: 256)"
+        "--calibration",
+        type=int,
+        metavar="N",
+        help="int8: measure the ranges of activations on N training images (default: 256)",
     )
     parser.add_argument(
-        "--max-drop", type=float, metavar="POINTS", help="float16, int8: points of top-1 that may be lost (default: 1)"
+        "--max-drop",
+        type=float,
+        metavar="POINTS",
+        help="float16, int8: percentage points of top-1 that may be lost (default: 1)",
     )
     parser.add_argument(
-        "--mindir-version", type=int, choices=(1, 3), help="mindir: version 1 (default) loads in the most runtimes"
+        "--mindir-version", type=int, choices=(1, 3), help="mindir: version 1 (default) loads in more runtimes"
     )
-    parser.add_argument("--lite-python", metavar="PATH", help="the Python that has MindSpore Lite")
+    parser.add_argument("--lite-python", metavar="PATH", help="path of a Python that has MindSpore Lite")
     parser.add_argument(
         "--verify", type=int, default=1000, metavar="N", help="verify on N test images, evenly spread (default: 1000)"
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="such as data.root of the test images"
+        "overrides", nargs="*", metavar="section.key=value", help="for example data.root of the test images"
     )
     return parser.parse_intermixed_args()
 
 
-def spread_loader(config: Config, split: str, count: int, classes: list[str], batch: int):
-    """Return the loader of `count` evaluated images, evenly spread over a split."""
+def spread_loader(config: Config, split: str, count: int, classes: list[str], batch: int) -> Any:
+    """Return a `Loader` for evaluation with `count` images that are evenly spread over a split."""
     import numpy as np
 
     from src.data.datasets import load_samples
@@ -87,20 +97,21 @@ def spread_loader(config: Config, split: str, count: int, classes: list[str], ba
 
 
 def report(description: Description, output: str) -> None:
-    taken, proven = description.input, description.verification
-    shape = "x".join(map(str, taken.shape))
-    print(f"{output}: {description.size / 1e6:.2f} MB, takes {taken.dtype} {shape} ({taken.layout})")
-    for check in proven.runtimes:
-        drop = proven.checkpoint_top1 - check.top1
+    """Print what was written and how it was verified."""
+    file_input, verification = description.input, description.verification
+    shape = "x".join(map(str, file_input.shape))
+    print(f"{output}: {description.size / 1e6:.2f} MB, input {file_input.dtype} {shape} ({file_input.layout})")
+    for check in verification.runtimes:
+        drop = verification.checkpoint_top1 - check.top1
         lost = f", {100 * drop:.2f} points lost" if description.precision != "float32" else ""
         print(
-            f"verified on {check.runtime} {check.version}, {proven.images:,} test images: logits differ by at most "
-            f"{check.max_difference:.1e}, same top-1 on {check.agreement:.2%}, top-1 {check.top1:.2%} "
-            f"(checkpoint {proven.checkpoint_top1:.2%}{lost})"
+            f"verified on {check.runtime} {check.version} with {verification.images:,} test images: logits differ by "
+            f"at most {check.max_difference:.1e}, same top-1 class on {check.agreement:.2%}, top-1 {check.top1:.2%} "
+            f"(checkpoint {verification.checkpoint_top1:.2%}{lost})"
         )
-    if not proven.runtimes:
-        print("not verified: only the device's own tools load this format")
-    print(f"described in {output}.json")
+    if not verification.runtimes:
+        print("not verified: only Ascend's own tools load this format")
+    print(f"description: {output}.json")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 from src.config.load import load_config
 from src.config.schema import Config
@@ -9,11 +10,11 @@ from src.errors import ArgumentParser, UserError, run
 
 
 def main() -> None:
-    # What the user asks for. Every mistake in it is answered before MindSpore is imported, which takes seconds.
+    # Mistakes in the arguments and the settings are reported before MindSpore is imported, because that takes seconds.
     args = parse()
     config = read_config(args)
 
-    # Where to compute, alone or as one of several processes, of which only the first prints.
+    # The run folder, the device and, under msrun, the other processes. Only the first process prints.
     from src.runs.resume import open_run
     from src.runtime.device import use_device
     from src.runtime.parallel import join_ranks
@@ -29,6 +30,7 @@ def main() -> None:
 
 
 def parse() -> Namespace:
+    """Return the command-line arguments."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--config", help="YAML file of settings; src/config/schema.py lists every setting")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that run.dir already holds")
@@ -37,25 +39,31 @@ def parse() -> Namespace:
         metavar="RUN_DIR",
         help="resume the run in this folder; auto: resume the run in run.dir, or start it",
     )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the file's")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="settings that replace settings of the file"
+    )
     return parser.parse_intermixed_args()
 
 
 def read_config(args: Namespace) -> Config:
-    """Return the settings: those of --config, or of the run that --resume names."""
+    """Return the settings of the --config file, or of the run folder that --resume names."""
     if args.resume and args.overwrite:
         raise UserError("--resume: cannot be used with --overwrite")
     if args.resume in (None, "auto"):
         if args.config is None:
-            raise UserError("--config: is needed, the YAML file of settings")
+            raise UserError("--config: is missing; give a YAML file of settings")
         return load_config(args.config, args.overrides)
     saved = Path(args.resume) / "config.yaml"
     if not saved.is_file():
-        raise UserError(f"--resume: {args.resume} holds no run: {saved.name} is missing")
+        raise UserError(f"--resume: {args.resume} is not a run folder ({saved.name} is missing)")
     return load_config(args.config or saved, [*args.overrides, f"run.dir={args.resume}"])
 
 
-def train(config: Config, folder, resuming: bool, ranks) -> None:
+def train(config: Config, folder: Any, resuming: bool, ranks: Any) -> None:
+    """Train the network, or resume the run in `folder` (a `RunFolder`), and write the results to the run folder.
+
+    `ranks` are the `Ranks` of this process. Their classes are not imported above, because they import MindSpore.
+    """
     from src.data.datasets import load_samples
     from src.data.loading import count_bad, eval_loader, train_loader
     from src.runs.resume import state_to_resume
@@ -68,13 +76,13 @@ def train(config: Config, folder, resuming: bool, ranks) -> None:
     from src.training.step import TrainStep
     from src.training.trainer import Trainer
 
-    # The state to resume from. It is read first, since it decides whether the settings may be what they are.
+    # The state to resume from. It is read first, because settings that it does not allow are an error.
     if resuming and ranks.is_first:
         folder.open()
     resumed = state_to_resume(folder, config) if resuming else None
 
-    # The images: shuffled and augmented for training, in one size for each stage of progressive resizing; in order and
-    # each image once for evaluation.
+    # Training images are shuffled and augmented; each stage of progressive resizing has its loader. For evaluation,
+    # every image comes once and in order.
     train_samples = load_samples(config.data, "train")
     test_samples = load_samples(config.data, "eval", train_samples.classes)
     classes = class_names(config, train_samples.classes)
@@ -82,14 +90,14 @@ def train(config: Config, folder, resuming: bool, ranks) -> None:
     loaders = [train_loader(config, train_samples, ranks.rank, ranks.count, size) for size in sizes]
     test_batches = eval_loader(config, test_samples, rank=ranks.rank, ranks=ranks.count)
 
-    # The network, and what turns a batch into an update of its weights.
+    # The network, and the step that updates its weights.
     network = prepare_network(config, classes, train_samples, test_batches, ranks, resumed)
     config, classifier = network.config, network.classifier
     teacher = create_teacher(config, classifier, classes)
     step = TrainStep(classifier, create_optimizer(config, classifier), config, ranks, teacher, network.scaler)
     rates = learning_rates(config, step.updates(len(loaders[0])), ranks.count).reshape(config.train.epochs, -1)
 
-    # The record of the run: from here on Ctrl-C saves the state, and everything is written to the run folder.
+    # From here on, Ctrl-C saves the state, and the record of the run is written to the run folder.
     trainer = Trainer(config, folder, ranks, Interrupts(), classes, classifier, step, network.average)
     if resumed:
         trainer.load(resumed)
@@ -110,10 +118,10 @@ def train(config: Config, folder, resuming: bool, ranks) -> None:
     if step.compiled and not trainer.is_over():
         print("compiling the training step, which takes some seconds ...", flush=True)
 
-    # The training itself, epoch by epoch, each followed by its evaluation.
+    # Each epoch of training is followed by an evaluation.
     fit(trainer, loaders, rates, network.validation)
 
-    # What came of it.
+    # The results.
     bad = {"train": count_bad(loaders, ranks), "test": count_bad([test_batches], ranks)}
     summary = {**trainer.summary(network.params, network.macs), "bad_images": bad}
     if ranks.is_first:
@@ -122,14 +130,15 @@ def train(config: Config, folder, resuming: bool, ranks) -> None:
 
 
 def class_names(config: Config, names: list[str]) -> list[str]:
-    """Return the names of the network's outputs: the data's, and numbers for outputs that model.classes adds."""
+    """Return the class names of the network's outputs: the `names` of the data, then `unused N` up to model.classes."""
     count = config.model.classes or len(names)
     if count < len(names):
         raise UserError(f"model.classes: {count} is fewer than the {len(names)} classes of {config.data.name}")
     return names + [f"unused {i}" for i in range(len(names), count)]
 
 
-def print_summary(summary: dict, path: Path) -> None:
+def print_summary(summary: dict[str, Any], path: Path) -> None:
+    """Print the best and the last epoch, the speed, and the command to evaluate the best weights."""
     print(f"\n{'':8}{'epoch':>6}{'top-1':>9}{'top-5':>9}{'loss':>9}")
     for name in ("best", "final"):
         row = summary[name]
@@ -139,7 +148,7 @@ def print_summary(summary: dict, path: Path) -> None:
             print(f"\nbad {split} images skipped (data.on_bad_image): {count:,}")
     print(
         f"\n{summary['seconds']:.0f} s, {summary['images_per_second']:.0f} images/s, "
-        f"{summary['data_wait_fraction']:.1%} of it waiting for data\n"
+        f"{summary['data_wait_fraction']:.1%} of the time waiting for data\n"
         f"run folder: {path}\n"
         f"next: python eval.py --checkpoint {path / 'best.ckpt'}"
     )

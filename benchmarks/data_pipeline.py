@@ -1,11 +1,12 @@
-"""Images per second of the data pipeline on this machine, by augmentation and workers.
+"""Measure the images per second of the data pipeline on this machine, by augmentation and number of workers.
 
 python benchmarks/data_pipeline.py --json data.json
 
-Files: JPEGs of 500x375 pixels, as ImageNet's are on average, cut from scikit-learn's two photographs, to 224x224.
-Packed: the same as tools/make_mindrecord.py --short-side 256 packs them. Arrays: scikit-learn's digits, to 32x32.
-The cases take turns, epoch by epoch, so that other load hits all alike. "mindspore alone" is the least that MindSpore
-needs for a resized crop and flip: its own reader of image folders and those two operators, without anything of ours.
+Files: JPEGs of 500x375 pixels, the average size in ImageNet, resized to 224x224. They are cut from scikit-learn's two
+photographs. Packed: the same JPEGs, packed by tools/make_mindrecord.py --short-side 256. Arrays: scikit-learn's digits,
+resized to 32x32. The cases take turns, epoch by epoch, so that other load on the machine affects all cases alike.
+"mindspore alone" is the lower limit for a resized crop and flip with MindSpore: its reader of image folders and its two
+operators, without any code of this project.
 """
 
 import os
@@ -19,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import src  # noqa: F401 - before MindSpore, which then decodes as it does in training
+import src  # noqa: F401 - imported before MindSpore, so that JPEGs are decoded as in training
 
 # isort: split
 
@@ -39,11 +40,12 @@ from src.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, HEIGHT = 500, 375
-SHORT_SIDE = 256  # of what is packed
-EPOCHS = 20  # of --memory
+SHORT_SIDE = 256  # of the packed images
+EPOCHS = 20  # for --memory
 USUAL = {"files": "resized crop, flip", "packed": "resized crop, flip", "arrays": "pad and crop, flip"}
 PLAIN, PADDED = {"crop": "resized", "flip": 0.5}, {"crop": "pad", "flip": 0.5}
-CASES = {  # settings of augment; None: evaluation; others: see loader_of
+# Settings of the section `augment`; None: evaluation; for texts see `loader_of`.
+CASES = {
     "files": {
         "decode alone": "decode",
         "mindspore alone": "mindspore",
@@ -68,16 +70,20 @@ CASES = {  # settings of augment; None: evaluation; others: see loader_of
 
 def main():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=2048, help="files; of arrays 8 times as many (default: 2048)")
+    parser.add_argument(
+        "--images", type=int, default=2048, help="number of files; the arrays are 8 times as many (default: 2048)"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="timed epochs of each case (default: 5)")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--workers", default=str(min(os.cpu_count() or 1, 8)), help="such as 1,2 (default: one a core)")
-    parser.add_argument("--source", choices=CASES, help="default: all")
-    parser.add_argument("--memory", action="store_true", help="instead: memory after each of 20 epochs")
-    parser.add_argument("--json", metavar="PATH", help="also write all figures there")
+    parser.add_argument(
+        "--workers", default=str(min(os.cpu_count() or 1, 8)), help="such as 1,2 (default: one per core, at most 8)"
+    )
+    parser.add_argument("--source", choices=CASES, help="measure only this source (default: all)")
+    parser.add_argument("--memory", action="store_true", help="measure the memory after each of 20 epochs instead")
+    parser.add_argument("--json", metavar="PATH", help="also write all figures to this file")
     args = parser.parse_args()
     if not 2 <= args.batch <= args.images or args.rounds < 1:
-        raise UserError("--batch must be at least 2, --images at least as many, and --rounds at least 1")
+        raise UserError("--batch must be at least 2, --images at least --batch, and --rounds at least 1")
 
     figures = {"mindspore": ms.__version__, "cores": os.cpu_count(), "batch": args.batch, "images": args.images}
     with tempfile.TemporaryDirectory() as folder:
@@ -98,7 +104,7 @@ def main():
 
 
 def file_samples(count, folder):
-    """Return samples of JPEG files, which are written to a folder unless they are there."""
+    """Return samples of JPEG files in a folder; write the files if they do not exist yet."""
     files = [folder / "photos" / "train" / "any" / f"{i}.jpg" for i in range(count)]
     if not files[0].exists():
         files[0].parent.mkdir(parents=True)
@@ -113,7 +119,7 @@ def file_samples(count, folder):
 
 
 def packed_samples(count, folder):
-    """Return samples of the same JPEGs, made smaller and packed."""
+    """Return samples of the same JPEGs, shrunk and packed."""
     file_samples(count, folder)
     tool, packed = ROOT / "tools" / "make_mindrecord.py", folder / "packed"
     command = [sys.executable, tool, folder / "photos", packed, "--short-side", str(SHORT_SIDE)]
@@ -122,7 +128,7 @@ def packed_samples(count, folder):
 
 
 def array_samples(count, folder):
-    """Return samples of scikit-learn's digits, 8x8 gray, over and over."""
+    """Return samples of scikit-learn's digits, 8x8 gray, repeated as often as needed."""
     bunch = load_digits()
     chosen = np.arange(8 * count) % len(bunch.target)
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[chosen, ..., None]
@@ -130,7 +136,7 @@ def array_samples(count, folder):
 
 
 class MindSporeAlone:
-    """An epoch of MindSpore's own folder reader and operators."""
+    """A loader made only of MindSpore's folder reader and operators."""
 
     def __init__(self, samples, batch_size, workers):
         self.folder = Path(samples.images[0]).parents[1]
@@ -145,7 +151,7 @@ class MindSporeAlone:
 
 
 def loader_of(samples, augment, batch_size, workers):
-    """Return the loader of a case."""
+    """Return the loader of a case; `augment` is its value in CASES."""
     data = {"workers": workers}
     if not samples.are_files:
         data.update(image_size=32, channels=1, crop_fraction=1.0)
@@ -161,27 +167,28 @@ def loader_of(samples, augment, batch_size, workers):
 
 
 def measure(loaders, rounds):
-    """Return each case's images/s (median, lowest and highest round, first epoch), its share of the first case's, and
-    the processor time an image, which other load disturbs least.
+    """Return a dict per case: images/s, CPU time per image, and the speed as a share of the first case's speed.
+
+    Images/s are the median, lowest and highest round, and the first epoch. The CPU time depends least on other load.
     """
-    first = {name: time_epoch(loader, 0)[0] for name, loader in loaders.items()}
+    first_epochs = {name: time_epoch(loader, 0)[0] for name, loader in loaders.items()}
     speeds, costs = {name: [] for name in loaders}, {name: [] for name in loaders}
     for epoch in range(1, rounds + 1):
         for name, loader in loaders.items():
             speed, cost = time_epoch(loader, epoch)
             speeds[name].append(speed)
             costs[name].append(cost)
-    base = next(iter(speeds.values()))
+    first_case = next(iter(speeds.values()))
     return {
         name: {
-            "images_per_second": statistics.median(own),
-            "lowest": min(own),
-            "highest": max(own),
-            "first_epoch": first[name],
+            "images_per_second": statistics.median(rounds_of_case),
+            "lowest": min(rounds_of_case),
+            "highest": max(rounds_of_case),
+            "first_epoch": first_epochs[name],
             "cpu_us_per_image": statistics.median(costs[name]) * 1e6,
-            "share_of_first_case": statistics.median(mine / others for mine, others in zip(own, base)),
+            "share_of_first_case": statistics.median(speed / base for speed, base in zip(rounds_of_case, first_case)),
         }
-        for name, own in speeds.items()
+        for name, rounds_of_case in speeds.items()
     }
 
 
@@ -196,7 +203,7 @@ def memory_over_epochs(loader):
 
 
 def time_epoch(loader, epoch):
-    """Return images/s, and the processor seconds of all threads an image."""
+    """Return images/s, and CPU seconds of all threads per image."""
     began, cpu, count = time.perf_counter(), time.process_time(), 0
     for _, labels in loader.epoch(epoch):
         count += len(labels)

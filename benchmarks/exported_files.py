@@ -1,4 +1,4 @@
-"""Milliseconds an image of exported files, on each runtime that they run on, in turn.
+"""Measure the milliseconds per run of exported files on every runtime that can load them. The files take turns.
 
 python benchmarks/exported_files.py digits.mindir digits.ms digits.onnx --threads 1
 """
@@ -19,26 +19,28 @@ from src.files import write_json
 
 def main():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("artefacts", nargs="+", metavar="ARTEFACT", help=".mindir, .ms or .onnx files of export.py")
-    parser.add_argument("--threads", type=int, default=1, help="of each runtime; 0: as many as it likes (default: 1)")
-    parser.add_argument("--rounds", type=int, default=20, help="turns of four timed runs (default: 20)")
+    parser.add_argument("files", nargs="+", metavar="FILE", help=".mindir, .ms or .onnx files of export.py")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="threads of each runtime; 0: the runtime decides (default: 1)"
+    )
+    parser.add_argument("--rounds", type=int, default=20, help="rounds of four timed runs (default: 20)")
     parser.add_argument("--lite-python", metavar="PATH", help="the Python that has MindSpore Lite")
-    parser.add_argument("--json", metavar="PATH", help="also write the figures there")
+    parser.add_argument("--json", metavar="PATH", help="also write the figures to this file")
     args = parser.parse_args()
     if args.threads < 0 or args.rounds < 1:
         raise UserError("--threads must be at least 0 and --rounds at least 1")
     lite = find_lite(args.lite_python)
     if lite is None:
-        print(f"without MindSpore Lite, which was not found: {HOW_TO_GET}")
+        print(f"MindSpore Lite was not found and is left out: {HOW_TO_GET}")
 
     generator, jobs = np.random.default_rng(0), []
-    for path in args.artefacts:
-        taken = read_description(path).input
-        array = generator.integers(0, 256, taken.shape)
-        array = array.astype(np.uint8) if taken.kind == "image" else np.float32(array / 255)
+    for path in args.files:
+        described = read_description(path).input
+        array = generator.integers(0, 256, described.shape)
+        array = array.astype(np.uint8) if described.kind == "image" else np.float32(array / 255)
         jobs += [(path, runner, array) for runner in runners_for(path, lite)]
     if not jobs:
-        raise UserError(f"{', '.join(args.artefacts)}: nothing here runs them")
+        raise UserError(f"{', '.join(args.files)}: no installed runtime can load these files")
     rows = measure(jobs, args.rounds, args.threads)
     for _, runner, _ in jobs:
         runner.close()

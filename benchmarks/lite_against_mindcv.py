@@ -1,10 +1,10 @@
-"""MindSpore Lite's time for this project's exports, as a share of that for mindcv's networks exported plainly.
+"""Compare this project's exported files with plainly exported mindcv networks, by their time on MindSpore Lite.
 
 python benchmarks/lite_against_mindcv.py shufflenet_v2:0.5 ghostnet:1.0
 
-Both files have 1000 classes and take an image of 224x224, uint8 pixels or a normalised tensor; a plain one is what
-`ms.export` writes, only made readable for Lite: BatchNorm, shuffles and slices are left as they are. The weights are
-random, the same for both.
+Both files have 1000 classes and take an image of 224x224, as uint8 pixels or as a normalised tensor. The plain file is
+what `ms.export` writes, changed only so that Lite can read it: BatchNorm, shuffles and slices stay as they are. The
+weights are random, from the same seed for both.
 """
 
 import sys
@@ -17,16 +17,17 @@ import mindspore as ms
 import numpy as np
 
 from src.config.load import make_config
-from src.deploy.export import INPUTS, Deployed, Options
+from src.deploy.export import Deployed
 from src.deploy.graph.mindir import read_mindir, write_mindir
 from src.deploy.graph.passes import optimize, pool_means
+from src.deploy.options import INPUTS, Options
 from src.deploy.runtimes.lite import Lite, need_lite
 from src.deploy.runtimes.timing import measure
 from src.errors import ArgumentParser, UserError, did_you_mean, run
 from src.files import write_json
 from src.models import create_model
 
-PLAIN = {  # network:width, and mindcv's name
+PLAIN = {  # network:width, and the name in mindcv
     "shufflenet_v1:0.5": "shufflenet_v1_g3_05",
     "shufflenet_v1:1.0": "shufflenet_v1_g3_10",
     "shufflenet_v2:0.5": "shufflenet_v2_x0_5",
@@ -48,12 +49,14 @@ PLAIN = {  # network:width, and mindcv's name
 
 def main():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("networks", nargs="*", metavar="NAME:WIDTH", help="default: all that mindcv has, too")
-    parser.add_argument("--input", choices=INPUTS, default="image", help="of both files, as export.py has it")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=20, help="turns of four timed runs (default: 20)")
+    parser.add_argument(
+        "networks", nargs="*", metavar="NAME:WIDTH", help="default: all networks and widths that mindcv has too"
+    )
+    parser.add_argument("--input", choices=INPUTS, default="image", help="input of both files, as in export.py")
+    parser.add_argument("--threads", type=int, default=1, help="threads of MindSpore Lite (default: 1)")
+    parser.add_argument("--rounds", type=int, default=20, help="rounds of four timed runs (default: 20)")
     parser.add_argument("--lite-python", metavar="PATH", help="the Python that has MindSpore Lite")
-    parser.add_argument("--json", metavar="PATH", help="also write the figures there")
+    parser.add_argument("--json", metavar="PATH", help="also write the figures to this file")
     args = parser.parse_args()
     names = args.networks or list(PLAIN)
     for name in names:
@@ -81,7 +84,7 @@ def main():
     width = max(len(name) for name in names)
     print(f"{'network':<{width}}  ours ms  plain ms  ratio")
     for name, ours, plain in zip(names, rows[::2], rows[1::2]):
-        # Of each round's best: what else the machine does falls on both.
+        # The ratio of each round's best times: other load on the machine affects both files alike.
         ratio = float(np.median(np.divide(ours["best_ms"], plain["best_ms"])))
         figures[name] = {"ours_ms": ours["median_ms"], "plain_ms": plain["median_ms"], "ratio": ratio}
         print(f"{name:<{width}}  {ours['median_ms']:>7.2f}  {plain['median_ms']:>8.2f}  {ratio:>5.2f}", flush=True)

@@ -1,10 +1,10 @@
-"""What share of the training's time its logging takes: progress bar, metrics.csv, TensorBoard's events, curves.
+"""Measure the share of the training time that logging takes: progress bar, metrics.csv, TensorBoard events, curves.
 
 python benchmarks/logging_overhead.py --json overhead.json
 
-The quickstart's network trains with logging at every other step; what belongs to an epoch or to the run is timed by
-itself and counted as often as a whole quickstart run does it. The bar is drawn on a pseudo-terminal. Processor time is
-that of the thread which logs: where other programs keep the machine busy, it says more than the clock.
+The quickstart's network trains, and every other step is logged. Logging per epoch and per run is timed separately and
+counted as often as it happens in a whole quickstart run. The progress bar is drawn on a pseudo-terminal. CPU time is
+measured in the logging thread. It is more reliable than wall time when other programs keep the machine busy.
 """
 
 import contextlib
@@ -41,13 +41,13 @@ from src.versions import versions
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 AT_THE_END = "curves and confusion, at the end"
-TARGET = 0.01  # of the steps' time, at most
+TARGET = 0.01  # largest share of the steps' time
 
 
 def main():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=4, help="epochs to train, each of 44 steps (default: 4)")
-    parser.add_argument("--json", metavar="PATH", help="write the figures there")
+    parser.add_argument("--epochs", type=int, default=4, help="epochs of 44 steps to train (default: 4)")
+    parser.add_argument("--json", metavar="PATH", help="also write the figures to this file")
     args = parser.parse_args()
     if args.epochs < 1:
         raise UserError(f"--epochs {args.epochs}: must be at least 1")
@@ -56,50 +56,53 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(config, args.epochs, RunFolder(Path(folder) / "run"))
     print(
-        f"MindSpore {figures['mindspore']}, {figures['steps']} steps: {figures['step_ms']:.1f} ms without progress "
+        f"MindSpore {figures['mindspore']}, {figures['steps']} steps: {figures['step_ms']:.1f} ms without progress bar "
         f"(middle half {figures['step_ms_low']:.1f} to {figures['step_ms_high']:.1f}), "
         f"{figures['logged_step_ms']:.1f} ms with it (medians)"
     )
     print(f"a whole run: {figures['run_steps']} steps, {figures['run_seconds']:.0f} s")
     for name, part in figures["parts"].items():
         print(
-            f"  {name:<33}{part['ms']:>9.2f} ms each (of the processor {part['cpu_ms']:.2f})"
+            f"  {name:<33}{part['ms']:>9.2f} ms each (CPU {part['cpu_ms']:.2f} ms)"
             f"{part['count']:>7} times{part['share']:>9.3%}"
         )
     print(
-        f"logging while training {figures['share']:.2%} of the steps' time, the target is below {TARGET:.0%}; "
-        f"with the run's end {figures['share_with_end']:.2%}, in processor time {figures['cpu_share_with_end']:.2%}"
+        f"logging during training: {figures['share']:.2%} of the steps' time (target: below {TARGET:.0%}); "
+        f"with the end of the run: {figures['share_with_end']:.2%}, in CPU time {figures['cpu_share_with_end']:.2%}"
     )
     if args.json:
         write_json(figures, args.json)
 
 
 class EveryOther:
-    """Progress that is shown at every other step; `steps` collects the seconds of steps with and without it."""
+    """A progress bar that is drawn at every other step.
+
+    `steps` collects the seconds of steps with and without drawing, `calls` the result of `cost_of` for each drawing.
+    """
 
     def __init__(self, progress):
         self.progress = progress
         self.shown = True
         self.steps = {True: [], False: []}
-        self.calls = []  # what the progress itself took, as `cost_of` says it
-        self.left = None
+        self.calls = []
+        self.last_end = None  # time at which the last step was over; None in the first step of an epoch
 
     def start_epoch(self, epoch):
         self.progress.start_epoch(epoch)
-        self.left = None
+        self.last_end = None
 
     def step(self, *values):
         shown = self.shown
         cost = cost_of(self.progress.step, *values) if shown else None
-        leaving = time.perf_counter()
-        if self.left is not None:
-            self.steps[shown].append(leaving - self.left)
+        end = time.perf_counter()
+        if self.last_end is not None:
+            self.steps[shown].append(end - self.last_end)
             self.calls += [cost] if shown else []
-        self.left, self.shown = leaving, not self.shown
+        self.last_end, self.shown = end, not self.shown
 
 
 def measure(config, epochs, folder):
-    """Return the benchmark's figures after so many epochs; `folder` is a `RunFolder`."""
+    """Return the benchmark's figures after training for `epochs`; `folder` is a `RunFolder`."""
     use_device(config.runtime, config.train.seed)
     samples = load_samples(config.data, "train")
     loader = train_loader(config, samples)
@@ -110,7 +113,7 @@ def measure(config, epochs, folder):
     trainer = Trainer(config, folder, Ranks(), Interrupts(), samples.classes, classifier, step)
     folder.start(config)
     folder.open_events(0)
-    # As many cells to draw as there are when each class is taken for another one now and then.
+    # A realistic number of cells to draw: each class is confused with two others.
     confusion = np.eye(len(samples.classes), dtype=np.int64)
     confusion += np.roll(confusion, 1, axis=1) + np.roll(confusion, 3, axis=1)
 
@@ -124,11 +127,11 @@ def measure(config, epochs, folder):
             state.epoch, state.best = epoch, {"epoch": epoch, "top1": 0.5, "top5": 1.0, "loss": 1.0}
             state.rows.append(row)
             state.begin_epoch()
-            folder.drawn = time.monotonic()  # drawing is timed below
+            folder.drawn = time.monotonic()  # keeps log_epoch from drawing, which is timed below
             records.append(cost_of(folder.log_epoch, state, rates[epoch - 1], confusion))
             lines.append(cost_of(progress.progress.end_epoch, row))
         progress.progress.close()
-    # As many rows as at the end of a whole run.
+    # The curves at the end of a whole run have this many epochs.
     state.rows = [row_of(epoch, clock) for epoch in range(1, config.train.epochs + 1)]
     drawings = [cost_of(folder.draw_curves, state) for _ in range(3)]
     endings = [cost_of(folder.finish, state, {}, samples.classes)]
@@ -170,7 +173,7 @@ def measure(config, epochs, folder):
 
 
 def row_of(epoch, clock):
-    """Return a row of metrics.csv."""
+    """Return a row of metrics.csv with made-up metrics."""
     return {
         "epoch": epoch,
         "lr": 0.05,
@@ -182,7 +185,7 @@ def row_of(epoch, clock):
 
 
 def cost_of(function, *arguments):
-    """Call the function and return the seconds that it took and those of its thread's processor time."""
+    """Call the function; return its wall seconds and its thread's CPU seconds."""
     began, busy = time.perf_counter(), time.thread_time()
     function(*arguments)
     return time.perf_counter() - began, time.thread_time() - busy
@@ -190,15 +193,15 @@ def cost_of(function, *arguments):
 
 @contextlib.contextmanager
 def terminal():
-    """Let stdout and stderr be a terminal whose content is thrown away."""
-    screen, own = pty.openpty()
+    """Redirect stdout and stderr to a pseudo-terminal whose content is thrown away."""
+    screen, descriptor = pty.openpty()
     threading.Thread(target=drain, args=(screen,), daemon=True).start()
-    with open(own, "w") as stream, contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+    with open(descriptor, "w") as stream, contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
         yield
 
 
 def drain(screen):
-    # Reading fails once the other end is closed.
+    # Reading fails when the other end is closed.
     with contextlib.suppress(OSError):
         while os.read(screen, 4096):
             pass

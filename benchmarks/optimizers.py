@@ -1,9 +1,9 @@
-"""What each optimizer costs: seconds of the first step, which compiles, and milliseconds of the following ones.
+"""Measure each optimizer: seconds of the first step, which compiles, and milliseconds of the following steps.
 
 python benchmarks/optimizers.py --model mobilenet_v2 --width 0.25 --size 32 --batch 8
 
-Each works in a process of its own, one after the other; "CPU s" are the processor's seconds, which other work on the
-machine disturbs less.
+The optimizers run one after the other, each in a new process. "CPU s" are CPU seconds of the first step. Other load on
+the machine affects them less than the wall time.
 """
 
 import multiprocessing
@@ -32,10 +32,10 @@ STEPS = 20
 
 def main():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="mobilenet_v2", help="as model.name in a config")
-    parser.add_argument("--width", type=float, default=0.25)
-    parser.add_argument("--size", type=int, default=32, help="side of the images")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--model", default="mobilenet_v2", help="as model.name in a config (default: mobilenet_v2)")
+    parser.add_argument("--width", type=float, default=0.25, help="width multiplier (default: 0.25)")
+    parser.add_argument("--size", type=int, default=32, help="side of the images in pixels (default: 32)")
+    parser.add_argument("--batch", type=int, default=8, help="images per batch (default: 8)")
     args = parser.parse_args()
     configs = {
         name: make_config(
@@ -58,7 +58,7 @@ def main():
 
 
 def measure(config):
-    """Return (wall and CPU seconds of the first step, median seconds of the next ones, numbers in the state)."""
+    """Return (wall seconds and CPU seconds of the first step, median seconds of the next steps, size of the state)."""
     use_device(config.runtime)
     classifier = create_model(config.model, config.data, CLASSES)
     use_kernels(classifier, config.runtime)

@@ -1,8 +1,8 @@
-"""Images per second of a training step on this machine, by kernels.
+"""Measure the images per second of a training step on this machine, with native kernels and stock operators.
 
 python benchmarks/train_step.py --model mobilenet_v2 --width 1.0 --batch 16 --size 224 --kernels native,stock
 
-Each kind of kernels works in a process of its own; the processes take turns, step by step.
+Each kind of kernels runs in a process of its own. The processes take turns, step by step.
 """
 
 import json
@@ -30,41 +30,43 @@ from src.training.step import TrainStep
 
 KERNELS = ("native", "stock")
 CLASSES = 10
-WARM_UP = 2  # steps; the first compiles
+WARM_UP = 2  # steps that are not timed; the first step compiles
 
 
 def main():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="mobilenet_v2", help="as model.name in a config")
-    parser.add_argument("--width", type=float, default=1.0)
-    parser.add_argument("--groups", type=int, help="of ShuffleNetV1")
-    parser.add_argument("--layout", help="of ShuffleNetV2: authors or equal_split")
-    parser.add_argument("--stem-stride", type=int, default=2, help="1 for small images")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--size", type=int, default=224, help="side of the images")
-    parser.add_argument("--steps", type=int, default=10, help="timed steps of each kind (default: 10)")
-    parser.add_argument("--kernels", default="native,stock", help="which to compare, separated by commas")
-    parser.add_argument("--forward", action="store_true", help="time inference instead")
-    parser.add_argument("--json", metavar="PATH", help="write the figures there; -: as the last line of stdout")
+    parser.add_argument("--model", default="mobilenet_v2", help="as model.name in a config (default: mobilenet_v2)")
+    parser.add_argument("--width", type=float, default=1.0, help="width multiplier (default: 1.0)")
+    parser.add_argument("--groups", type=int, help="shufflenet_v1 only: groups of its 1x1 convolutions")
+    parser.add_argument("--layout", help="shufflenet_v2 only: authors or equal_split")
+    parser.add_argument("--stem-stride", type=int, default=2, help="1 for small images (default: 2)")
+    parser.add_argument("--batch", type=int, default=16, help="images per batch (default: 16)")
+    parser.add_argument("--size", type=int, default=224, help="side of the images in pixels (default: 224)")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps with each kind of kernels (default: 10)")
+    parser.add_argument("--kernels", default="native,stock", help="kinds to compare (default: native,stock)")
+    parser.add_argument("--forward", action="store_true", help="measure inference instead of training")
+    parser.add_argument(
+        "--json", metavar="PATH", help="also write the figures to this file; -: as the last line of stdout"
+    )
     args = parser.parse_args()
 
     kinds = args.kernels.split(",")
     for kind in kinds:
         if kind not in KERNELS:
-            raise UserError(f"--kernels {kind}: must be of {', '.join(KERNELS)}")
+            raise UserError(f"--kernels {kind}: is not one of {', '.join(KERNELS)}")
     if args.batch < 1 + (not args.forward) or args.steps < 1:
-        raise UserError("--batch must be at least 2, with --forward 1, and --steps at least 1")
+        raise UserError("--batch must be at least 2 (at least 1 with --forward), and --steps at least 1")
     configs = {kind: config_of(args, kind) for kind in kinds}
 
     figures = measure(configs, args)
     print(f"{args.model} {args.width}x, batch {args.batch}, {args.size}x{args.size}, MindSpore {ms.__version__}")
     for kind, row in figures["results"].items():
         print(
-            f"{kind:8}{row['images_per_second']:8.1f} images/s{row['step_ms']:9.1f} ms a step "
+            f"{kind:8}{row['images_per_second']:8.1f} images/s{row['step_ms']:9.1f} ms per step "
             f"(middle half {row['step_ms_low']:.1f} to {row['step_ms_high']:.1f}), peak {row['peak_rss_mib']:,.0f} MiB"
         )
     if "speedup" in figures:
-        print(f"{kinds[0]} : {kinds[1]} {figures['speedup']:.2f}")
+        print(f"{kinds[0]} / {kinds[1]}: {figures['speedup']:.2f} times the images/s")
     if args.json == "-":
         print(json.dumps(figures))
     elif args.json:
@@ -72,10 +74,10 @@ def main():
 
 
 def config_of(args, kernels):
-    own = {key: getattr(args, key) for key in ("groups", "layout") if getattr(args, key) is not None}
+    options = {key: getattr(args, key) for key in ("groups", "layout") if getattr(args, key) is not None}
     return make_config(
         {
-            "model": {"name": args.model, "width": args.width, "stem_stride": args.stem_stride, **own},
+            "model": {"name": args.model, "width": args.width, "stem_stride": args.stem_stride, **options},
             "data": {"image_size": args.size, "channels": 3},
             "runtime": {"device": "cpu", "kernels": kernels},
         },
@@ -84,7 +86,7 @@ def config_of(args, kernels):
 
 
 def measure(configs, args):
-    """Return the benchmark's figures, times as medians over the steps."""
+    """Return the benchmark's figures; times are medians over the steps."""
     context = multiprocessing.get_context("spawn")
     workers, processes = {}, []
     for kind, config in configs.items():
@@ -94,7 +96,7 @@ def measure(configs, args):
         processes.append(process)
         there.close()
         workers[kind] = here
-        here.recv()  # one after the other: compiling disturbs nobody then
+        here.recv()  # wait for "ready": a process that compiles would slow down the others
     seconds = {kind: [] for kind in configs}
     for _ in range(args.steps):
         for kind, worker in workers.items():
@@ -129,7 +131,7 @@ def measure(configs, args):
 
 
 def work(pipe, config, batch, forward):
-    """Be one kind's process: a step, and its seconds, for each message."""
+    """Run the process of one kind of kernels: answer the message `step` with the seconds of a step, `peak` with MiB."""
     step = run(lambda: make_step(config, batch, forward))
     for _ in range(WARM_UP):
         step()
@@ -144,7 +146,7 @@ def work(pipe, config, batch, forward):
 
 
 def make_step(config, batch, forward):
-    """Return a function that does one step on random images and waits for its end."""
+    """Return a function that runs one step on random images and waits for its end."""
     use_device(config.runtime)
     classifier = create_model(config.model, config.data, CLASSES)
     use_kernels(classifier, config.runtime)

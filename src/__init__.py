@@ -9,7 +9,7 @@ from src.data.libjpeg import share_libjpeg
 __version__ = "0.1.0"
 
 if not (3, 9) <= sys.version_info[:2] <= (3, 12):
-    # requirements.txt installs nothing there, so this line is the last that the README's command prints.
+    # requirements.txt installs nothing on such a Python. So this is the last line that the README's command prints.
     sys.stderr.write(
         "error: Python {}.{} is not supported: MindSpore has wheels for Python 3.9, 3.10, 3.11 and 3.12\n".format(
             *sys.version_info[:2]
@@ -18,10 +18,10 @@ if not (3, 9) <= sys.version_info[:2] <= (3, 12):
     sys.exit(2)
 
 if importlib.util.find_spec("mindspore") is None:
-    sys.stderr.write(f"error: MindSpore is not installed in {sys.prefix}: pip install -r requirements.txt\n")
+    sys.stderr.write(f"error: MindSpore is not installed in {sys.prefix}; run: pip install -r requirements.txt\n")
     sys.exit(2)
 
-# MindSpore reads its log level once, at import: 4 keeps its C++ warnings off the user's screen.
+# MindSpore reads its log level only at import. Level 4 hides the warnings of its C++ code from the user.
 os.environ.setdefault("GLOG_v", "4")
 
 share_libjpeg()

@@ -1,41 +1,45 @@
-"""Mistakes of the user: one line on stderr, exit code 2, no traceback."""
+"""Errors that the user can correct. They end the process with one line on stderr, exit code 2 and no traceback."""
 
 import argparse
 import difflib
 import signal
 import sys
+from collections.abc import Iterable
+from typing import Callable, NoReturn, TypeVar
+
+Result = TypeVar("Result")
 
 
 class UserError(ValueError):
-    """Something that the user can mend; the message names the file or key, the value and what is allowed."""
+    """An error that the user can correct; the message names the file or key, the value found and the values allowed."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM; the message says how to go on."""
+    """Ctrl-C or SIGTERM; the message says how to resume the run."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse, reporting its errors as every other mistake is reported: as a `UserError`."""
+    """An argparse parser that reports its errors as a `UserError`."""
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
-def did_you_mean(name, known):
-    """Return `; did you mean …?` for the nearest of the `known` names, or an empty string."""
+def did_you_mean(name: object, known: Iterable[object]) -> str:
+    """Return `; did you mean …?` with the most similar of the `known` names, or "" if no name is similar."""
     nearest = difflib.get_close_matches(str(name), [str(candidate) for candidate in known], n=1)
     return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
-def leave(message):
+def leave(message: object) -> NoReturn:
     """Print the error as one line and end the process."""
     sys.stderr.write(f"error: {' '.join(str(message).split())}\n")
     sys.exit(2)
 
 
-def run(main):
-    """Return `main()`; a `UserError` or an operating-system error becomes one line and exit code 2."""
-    # While a compiled step runs, MindSpore turns Ctrl-C into SIGTERM.
+def run(main: Callable[[], Result]) -> Result:
+    """Return the result of `main`; on a `UserError` or `OSError`, end the process with one line and exit code 2."""
+    # While a compiled step runs, MindSpore turns Ctrl-C into SIGTERM. So SIGTERM raises KeyboardInterrupt, too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return main()

@@ -1,7 +1,10 @@
-"""Pictures of a run: curves, confusion matrix, contact sheet. Drawn without a display."""
+"""Figures of a run: curves, confusion matrix and contact sheet. Drawing them needs no display."""
 
 import contextlib
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Union
 
 import numpy as np
 from matplotlib import rcParams
@@ -9,33 +12,37 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
-TRAIN, TEST = "#888888", "#c2410c"
+TRAIN, TEST = "#888888", "#c2410c"  # colours of the two splits
+Target = Union[str, Path, BinaryIO]
 
 
-def new_figure(width, height, layout="constrained"):
-    """Return a figure of `width` x `height` inches that needs no display and no global state."""
+def new_figure(width: float, height: float, layout: Any = "constrained") -> Figure:
+    """Return a figure of `width` x `height` inches that needs neither a display nor global state."""
     figure = Figure((width, height), layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
 
 @contextlib.contextmanager
-def any_letters():
-    """Let what the font lacks become a box, silently."""
+def any_letters() -> Iterator[None]:
+    """Draw characters that are missing in the font as boxes, without a warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         yield
 
 
-def save(figure, target):
-    """Write a figure as PNG to `target`, a path or a binary file."""
+def save(figure: Figure, target: Target) -> None:
+    """Write a figure as PNG to `target`, a path or an open binary file."""
     with any_letters():
         figure.savefig(target, dpi=110, format="png")
 
 
-def plot_curves(rows, best, path):
-    """Draw loss and top-1 over the epochs of metrics.csv's `rows` into the PNG at `path`; `best` is summary.json's."""
-    # Drawn while a training waits: margins that are given take half the time of those that are found.
+def plot_curves(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any], path: Target) -> None:
+    """Draw loss and top-1 over the epochs into the PNG at `path`.
+
+    `rows` are the rows of metrics.csv, `best` is the entry of summary.json.
+    """
+    # Training waits for this figure. Fixed margins take half the time of margins that matplotlib computes.
     figure = new_figure(9, 3.6, layout=None)
     figure.subplots_adjust(left=0.065, right=0.985, bottom=0.14, top=0.91, wspace=0.18)
     loss, accuracy = figure.subplots(1, 2)
@@ -49,7 +56,7 @@ def plot_curves(rows, best, path):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    # A test loss far above any training loss (BatchNorm's first epochs) would flatten all the rest.
+    # In the first epochs, BatchNorm can give test losses far above any training loss. They would flatten all curves.
     loss.set_ylim(0, 1.5 * max(row["train_loss"] for row in rows))
     loss.legend(frameon=False)
     accuracy.axhline(best["top1"] * 100, color=TEST, linewidth=0.8, linestyle=":")
@@ -57,26 +64,27 @@ def plot_curves(rows, best, path):
     save(figure, path)
 
 
-def plot_confusion(confusion, classes, path):
-    """Draw images by (true, predicted) class into the PNG at `path`, coloured by the share of the true class.
+def plot_confusion(confusion: np.ndarray, classes: Sequence[str], path: Target) -> None:
+    """Draw a confusion matrix into the PNG at `path`, a path or an open binary file.
 
-    `path` may be a binary file as well.
+    `confusion` counts images by (true class, predicted class). The colour of a cell is its share of the true class.
     """
     count = len(classes)
-    names = classes if count <= 50 else [str(count)]
+    names = list(classes) if count <= 50 else [str(count)]
     figure = new_figure(1, 1, layout=None)
-    # Given margins, as for the curves: inches for the longest name and what stands beside it.
-    renderer, font = figure.canvas.get_renderer(), FontProperties(size=rcParams["xtick.labelsize"])
+    # Fixed margins, as for the curves: inches for the longest class name and the label of the axis.
+    renderer, font = FigureCanvasAgg(figure).get_renderer(), FontProperties(size=rcParams["xtick.labelsize"])
     with any_letters():
         longest = max(renderer.get_text_width_height_descent(name, font, False)[0] for name in names)
     margin, side = longest / figure.dpi + 0.5, min(3 + 0.4 * count, 22)
     figure.set_size_inches(margin + side + 0.2, margin + side + 0.2)
-    axes = figure.add_axes([margin, margin, side, side] / np.float64(margin + side + 0.2))
+    whole = margin + side + 0.2
+    axes = figure.add_axes((margin / whole, margin / whole, side / whole, side / whole))
     axes.imshow(confusion / np.maximum(confusion.sum(1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true")
     if count <= 50:
-        axes.set_xticks(range(count), classes, rotation=45, ha="right")
-        axes.set_yticks(range(count), classes)
+        axes.set_xticks(range(count), names, rotation=45, ha="right")
+        axes.set_yticks(range(count), names)
     if count <= 25:
         shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
         for row, column in zip(*np.nonzero(confusion)):
@@ -85,8 +93,8 @@ def plot_confusion(confusion, classes, path):
     save(figure, path)
 
 
-def plot_contact_sheet(images, captions, path, columns=8):
-    """Draw uint8 images (H, W, C), each with a line or two of text above it, into the PNG at `path`."""
+def plot_contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], path: Target, columns: int = 8) -> None:
+    """Draw uint8 images (H, W, C), each with a caption of one or two lines above it, into the PNG at `path`."""
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     figure = new_figure(1.5 * columns, 1.8 * rows)

@@ -1,46 +1,48 @@
-"""Writing files so that none is ever seen half written."""
+"""Write files so that no other process ever sees a half-written file."""
 
 import contextlib
 import glob
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Union
 
-PARTIAL = ".partial"
+PARTIAL = ".partial"  # part of the name of a file that is still being written
 
 
-def make_parent(path):
-    """Make the folder of the file at `path` where there is none, and return the path."""
+def make_parent(path: Union[str, Path]) -> Path:
+    """Create the folder of the file at `path` if it is missing, and return the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 
 @contextlib.contextmanager
-def replacing(path, suffix=""):
-    """Yield the path of a file to write; when that is done it is flushed to the disk and takes the place of `path`.
+def replacing(path: Union[str, Path], suffix: str = "") -> Iterator[Path]:
+    """Yield the path of a temporary file to write; afterwards, flush it to the disk and rename it to `path`.
 
-    Where writing fails nothing is left of it, and the file at `path` stays; a process that is killed leaves a hidden
-    file with PARTIAL in its name. `suffix` ends the temporary file's name.
+    If writing fails, the temporary file is removed, and an existing file at `path` does not change. A killed process
+    leaves a hidden file with PARTIAL in its name. The name of the temporary file ends with `suffix`.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}{PARTIAL}{suffix}")
     try:
         yield partial
-        os.chmod(partial, 0o644)  # MindSpore leaves its files read-only
+        os.chmod(partial, 0o644)  # because MindSpore writes read-only files
         flush(partial)
         os.replace(partial, path)
         flush(path.parent)
     except BaseException as error:
-        for left_behind in path.parent.glob(f".{glob.escape(path.name)}{PARTIAL}*"):
-            left_behind.unlink()
+        for remainder in path.parent.glob(f".{glob.escape(path.name)}{PARTIAL}*"):
+            remainder.unlink()
         if isinstance(error, OSError):
             error.filename = error.filename or str(path)
         raise
 
 
-def flush(path):
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
+def flush(path: Path) -> None:
+    """Wait until the content of a file, or the list of names in a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -48,19 +50,19 @@ def flush(path):
         os.close(descriptor)
 
 
-def write_text(text, path):
+def write_text(text: str, path: Union[str, Path]) -> None:
     """Write UTF-8 text to `path`."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
-def write_json(content, path):
-    """Write `content` as indented JSON to `path`, making its folder."""
+def write_json(content: Any, path: Union[str, Path]) -> None:
+    """Write `content` as indented JSON to `path`; create the folder if it is missing."""
     write_text(json.dumps(content, indent=2) + "\n", make_parent(path))
 
 
-def link(source, path):
-    """Let `path` be another name of the file `source`, or a copy where the file system has no links."""
+def link(source: Union[str, Path], path: Union[str, Path]) -> None:
+    """Make `path` a hard link to the file `source`, or a copy if the file system does not support links."""
     with replacing(path) as partial:
         try:
             os.link(source, partial)

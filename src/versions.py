@@ -6,8 +6,8 @@ from src import __version__
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of PocketSpore and of the software that a file was made with."""
-    import mindspore  # takes seconds, and reading a description of a file does not need it
+    """Return the version of PocketSpore, and the versions of the software that it runs on."""
+    import mindspore  # imported here because it takes seconds, and reading a description does not need it
     import numpy
 
     return {

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import src  # noqa: F401 - before MindSpore, which then decodes as it does for a user
+import src  # noqa: F401 - must come before MindSpore, so that JPEGs are decoded as in the scripts
 
 # isort: split
 
@@ -19,9 +19,12 @@ from sklearn.datasets import load_digits, load_sample_images
 from src.errors import run
 
 ROOT = Path(__file__).resolve().parents[1]
-# What the scripts import once a run is under way.
-HEAVY = ["src.training.loop", "src.training.network", "src.deploy.export", "src.evaluation.output", "src.report.page"]
-# The quickstart on smaller images for three epochs: about 90 % top-1 after some 20 seconds.
+# The modules that the scripts import only when a run starts.
+HEAVY = [
+    *("src.training.loop", "src.training.network", "src.deploy.export", "src.evaluation.output", "src.report.page"),
+    *("src.cost.figures", "src.cost.guidelines", "src.cost.latency", "src.weights.pretrained"),
+]
+# Overrides for the quickstart: smaller images and three epochs. It reaches about 90 % top-1 in about 20 seconds.
 SMALL = [
     *("data.image_size=16", "augment.padding=1", "train.epochs=3", "train.label_smoothing=0.0"),
     *("optimizer.lr=0.02", "schedule.warmup_epochs=0.5"),
@@ -29,7 +32,7 @@ SMALL = [
 
 
 def pytest_configure(config):
-    """Keep each of the tests' workers on a core of its own: MindSpore's threads spin where they have nothing to do."""
+    """Pin each worker of the tests to its own core, because idle threads of MindSpore use CPU time."""
     if hasattr(config, "workerinput") and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(config.workerinput["workerid"].removeprefix("gw")) % len(cores)]})
@@ -37,7 +40,7 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Send all tests that need the quickstart run to one worker, so that it is trained once; long files come first."""
+    """Send all tests that need the quickstart run to one worker, so that it is trained once. Slow files come first."""
     for item in items:
         if "quickstart" in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group("quickstart"))
@@ -47,7 +50,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def command():
-    """Run one of the project's scripts from a process's first line to its last, in a working folder of the test's."""
+    """Run one of the project's scripts in a new process; `cwd` is its working folder."""
 
     def run_command(name, *arguments, cwd):
         environment = {key: value for key, value in os.environ.items() if not key.startswith("GLOG")}
@@ -59,13 +62,13 @@ def command():
 
 @pytest.fixture(autouse=True)
 def default_mode():
-    """Leave no test with the execution mode that another one chose."""
+    """Reset the execution mode, which another test may have changed."""
     ms.set_context(mode=ms.PYNATIVE_MODE)
 
 
 @pytest.fixture(scope="session")
 def fresh_processes():
-    """Processes forked from one that has imported the scripts and run nothing: a script starts there in no time."""
+    """Return a context whose processes are forked after the scripts were imported, so that a script starts at once."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.conftest", "train", "eval", "export", *HEAVY])
     return context
@@ -73,7 +76,7 @@ def fresh_processes():
 
 @pytest.fixture(scope="session")
 def script(fresh_processes, tmp_path_factory):
-    """Run a script as `command` does, but in a process that need not import MindSpore first."""
+    """Run a script as `command` does, but in a process where MindSpore is already imported."""
 
     def run_script(name, *arguments, cwd):
         streams = [tmp_path_factory.mktemp("streams") / stream for stream in ("stdout", "stderr")]
@@ -87,7 +90,7 @@ def script(fresh_processes, tmp_path_factory):
 
 
 def run_here(arguments, cwd, *streams):
-    """Run a script in this process, with `cwd` as its working folder and two files as its stdout and stderr."""
+    """Run a script in this process, with the working folder `cwd`; two files receive its stdout and stderr."""
     os.chdir(cwd)
     for number, stream in enumerate(streams, 1):
         os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT), number)
@@ -97,7 +100,7 @@ def run_here(arguments, cwd, *streams):
 
 @pytest.fixture
 def mistake(script):
-    """Run a script and expect that it ends with exit code 2 and one error, which is returned."""
+    """Run a script that must end with exit code 2 and one line of error; return the error."""
 
     def run_and_fail(name, *arguments, cwd):
         done = script(name, *arguments, cwd=cwd)
@@ -110,7 +113,7 @@ def mistake(script):
 
 @pytest.fixture(scope="session")
 def quickstart(command, tmp_path_factory):
-    """A short run on digits: (folder it ran in, run folder, finished process)."""
+    """A short run on digits: (working folder, run folder, finished process)."""
     cwd = tmp_path_factory.mktemp("quickstart")
     config = ROOT / "configs" / "quickstart.yaml"
     done = command("train.py", "--config", config, "run.dir=run", *SMALL, cwd=cwd)
@@ -119,7 +122,7 @@ def quickstart(command, tmp_path_factory):
 
 @pytest.fixture
 def photos(tmp_path):
-    """An image folder with two classes, cut from scikit-learn's two photographs: 12 training and 4 test JPEGs each."""
+    """An image folder with two classes: 12 training and 4 test JPEGs per class, cut from two photos of scikit-learn."""
     root = tmp_path / "photos"
     generator = np.random.default_rng(0)
     for name, photo in zip(("china", "flower"), load_sample_images().images):

@@ -1,4 +1,4 @@
-"""Every shipped config builds its network, schedule, optimizer and augmentation, and takes a step."""
+"""Every shipped config builds its network, schedule, optimizer and augmentation, and trains for one step."""
 
 import math
 
@@ -21,7 +21,7 @@ BATCH = 4
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
-def test_config_takes_a_step_on_generated_data(path):
+def test_config_trains_a_step_on_generated_images(path):
     config = load_config(path, ["runtime.mode=pynative", f"train.batch_size={BATCH}", "data.workers=1"])
     classes = 1000 if config.data.name == "imagenet" else 10
     generator = np.random.default_rng(0)
@@ -36,7 +36,7 @@ def test_config_takes_a_step_on_generated_data(path):
     classifier = create_model(config.model, config.data, classes).set_train(True)
     before = {parameter.name: parameter.asnumpy().copy() for parameter in classifier.trainable_params()}
     step = TrainStep(classifier, create_optimizer(config, classifier), config)
-    # A step on a part of the image: what 224 pixels cost is of no interest here.
+    # The step gets a crop of the images, because a step with 224 pixels takes long and tests nothing more.
     images = np.ascontiguousarray(images[:, :32, :32])
     loss, logits = step(ms.Tensor(images), ms.Tensor(labels), ms.Tensor(config.optimizer.lr, ms.float32))
     assert logits.shape == (BATCH, classes)
@@ -48,7 +48,7 @@ def test_config_takes_a_step_on_generated_data(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
 def test_schedule_of_config_reaches_the_peak_and_falls(path):
     config = load_config(path)
-    # The recipes for ImageNet are meant for eight devices.
+    # The learning rates of the ImageNet recipes belong to eight devices.
     ranks = 8 if config.data.name == "imagenet" else 1
     rates = learning_rates(config, 10, ranks)
     assert len(rates) == config.train.epochs * 10

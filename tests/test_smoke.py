@@ -1,4 +1,4 @@
-"""The main job on one network, start to end: what must work on every MindSpore that the README names."""
+"""Train, evaluate and export one network. This must work with every version of MindSpore that the README names."""
 
 import json
 
@@ -11,7 +11,7 @@ from tests.conftest import ROOT, SMALL
 @pytest.mark.parametrize("mode", ["graph", "pynative"])
 def test_train_evaluate_export(command, tmp_path, mode):
     config = ROOT / "configs" / "quickstart.yaml"
-    # Op by op, a step takes ten times as long, mostly to start the operators: a few steps with many images.
+    # A step takes ten times as long in PyNative mode, mostly to start operators. So it gets few steps with many images.
     length, images = {
         "graph": (["train.epochs=3"], 364),
         "pynative": (["train.epochs=1", "train.batch_size=256"], 20),

@@ -1,8 +1,10 @@
-"""The tools as a user runs them: what they print, the files they leave, and mistakes as one line."""
+"""The tools as a user runs them: what they print, which files they write, and how they report mistakes."""
 
 import json
 import math
 import re
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -12,6 +14,17 @@ from tests.conftest import ROOT
 from tests.cost.test_zoo import ZOO
 
 CONFIG = ROOT / "configs" / "shufflenet_v2" / "fashion_mnist.yaml"
+SCRIPTS = ["train.py", "eval.py", "export.py", *sorted(f"tools/{path.name}" for path in ROOT.glob("tools/*.py"))]
+READS_CONFIG = [name for name in SCRIPTS if '"--config"' in (ROOT / name).read_text()]
+# Runs the script that the first argument names, and prints its exit code and the slow modules that it imported.
+REPORT_IMPORTS = """
+import runpy, sys
+script, *sys.argv[1:] = sys.argv[1:]
+try:
+    runpy.run_path(script, run_name="__main__")
+except SystemExit as left:
+    print("exit code", left.code, sorted({"mindspore", "numpy"} & sys.modules.keys()))
+"""
 
 
 @pytest.mark.slow
@@ -21,11 +34,11 @@ def test_profile_of_a_config_agrees_with_its_layers(script, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     cost = json.loads((tmp_path / "out" / "cost.json").read_text())
     assert (cost["image_size"], cost["channels"], cost["classes"], cost["width"]) == (28, 1, 1000, 0.5)
-    # ShuffleNetV2 0.5x has 1,366,792 parameters with 3 input channels; a gray stem has 24 filters of 3x3 twice fewer.
+    # ShuffleNetV2 0.5x has 1,366,792 parameters for 3 input channels. Here the 24 filters of 3x3 of the stem have 1.
     assert cost["params"] == 1366792 - 2 * 24 * 9
     assert cost["macs"] == sum(layer["macs"] for layer in cost["layers"])
     assert cost["bytes"] == sum(block["bytes"] for block in cost["blocks"])
-    # The stem keeps the size and there is no max-pool: 28x28 maps of 24 channels.
+    # The stem keeps the size and there is no max-pool: 28x28 feature maps of 24 channels.
     assert cost["layers"][0] | {"params": 24 * 9, "macs": 24 * 9 * 28 * 28, "output": [24, 28, 28]} == cost["layers"][0]
     for layer in cost["layers"]:
         assert layer["name"] in done.stdout
@@ -62,13 +75,13 @@ def test_choose_by_parameters_and_macs_measures_nothing(script, tmp_path):
     }
     assert fitting == expected | {("mobilenet_v3_small", 0.75, None)}
     assert {row["ms"] for row in content["variants"]} == {None}
-    # The best published top-1 among these.
+    # shufflenet_v2 1.0 has the best published top-1 of the networks that fit.
     assert "the most accurate: shufflenet_v2 1.0" in done.stdout
     assert Image.open(tmp_path / "c.png").size[0] > 800
 
 
 @pytest.mark.slow
-def test_choose_measures_what_other_limits_leave(script, tmp_path):
+def test_choose_measures_only_networks_within_the_other_limits(script, tmp_path):
     limits = ["--max-ms", "60000", "--max-params", "2e6", "--repeats", "2", "--model", "shufflenet_v2"]
     done = script("tools/choose.py", *limits, "--image-size", "32", "--json", "c.json", "--plot", "c.png", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -85,18 +98,18 @@ def test_choose_measures_what_other_limits_leave(script, tmp_path):
 
 
 @pytest.mark.slow
-def test_guidelines_stand_beside_the_paper_s(script, tmp_path):
+def test_guidelines_are_compared_with_the_paper(script, tmp_path):
     small = ["--channels", "16", "--image-size", "8", "--repeats", "2"]
     done = script("tools/guidelines.py", *small, "--json", "g.json", "--plot", "g.png", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     lines = json.loads((tmp_path / "g.json").read_text())["lines"]
     assert [line["guideline"] for line in lines] == ["G1"] * 4 + ["G2"] * 4 + ["G3"] * 5 + ["G4"] * 4
     for guideline, last in {"G1": 57.6 / 76.2, "G2": 27.8 / 40.0, "G3": 35.0 / 40.2, "G4": 20.2 / 16.9}.items():
-        own = [line for line in lines if line["guideline"] == guideline]
-        assert (own[0]["relative"], own[0]["paper_relative"]) == (1, 1)
-        assert own[-1]["paper_relative"] == pytest.approx(last)
-        assert own[-1]["relative"] == pytest.approx(own[-1]["images_per_second"] / own[0]["images_per_second"])
-    # Ten blocks of two 1x1 convolutions, 8 channels to 8, on 8x8 maps.
+        table = [line for line in lines if line["guideline"] == guideline]
+        assert (table[0]["relative"], table[0]["paper_relative"]) == (1, 1)
+        assert table[-1]["paper_relative"] == pytest.approx(last)
+        assert table[-1]["relative"] == pytest.approx(table[-1]["images_per_second"] / table[0]["images_per_second"])
+    # Ten blocks of two 1x1 convolutions, 8 channels to 8, on feature maps of 8x8.
     assert lines[0]["macs"] == 10 * 2 * 8 * 8 * 8 * 8
     assert Image.open(tmp_path / "g.png").size[0] > 800
 
@@ -108,7 +121,7 @@ def test_plot_schedule_of_two_configs(script, tmp_path):
     files = ["--config", "a.yaml", "--config", "b.yaml", "--output", "out/lr.png"]
     done = script("tools/plot_schedule.py", *files, "train.batch_size=32", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    # 1,433 of the digits are for training: 44 batches of 32, 22 updates of 64 images.
+    # The training split has 1,433 digits: 44 batches of 32 images, or 22 updates of 64 images.
     assert "(1) a.yaml: 4 epochs of 44 updates\n(2) b.yaml: 2 epochs of 22 updates\n" in done.stdout
     table = [line.split() for line in done.stdout.splitlines()[4:]]
     last = 0.5 * (1 + math.cos(math.pi * 43 / 44)) * 0.004
@@ -137,22 +150,46 @@ def test_plan_follows_its_arithmetic(script, tmp_path):
     assert found["img/s 1"] == pytest.approx(1e6 / found["us mem."], rel=1e-3)
     assert found["img/s N"] == pytest.approx(4 * found["img/s 1"], abs=4)
     assert found["days"] == pytest.approx(10 * 1e6 / found["img/s N"] / 86400, abs=0.006)
-    # Weights, gradients and the two numbers of momentum SGD.
+    # Four float32 numbers per parameter: weight, gradient, and the two of momentum SGD.
     assert found["GB fixed"] == pytest.approx(16 * params / 1e9, abs=0.006)
     assert found["largest"] == pytest.approx((32 - 16 * params / 1e9) / (found["GB maps"] / 100), rel=2e-3)
     assert found["ms sent"] == pytest.approx(2 * 3 / 4 * 4 * params / 12.5e9 * 1e3, abs=0.05)
 
 
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_missing_requirements_are_one_line(name):
+    # -S leaves out site-packages, which hold NumPy, MindSpore, pydantic and PyYAML; -E leaves out PYTHONPATH.
+    done = subprocess.run([sys.executable, "-S", "-E", ROOT / name, "--help"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"error: MindSpore is not installed in .+\n", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "code"),
+    [
+        *((name, ["--help"], 0) for name in SCRIPTS),
+        *((name, ["--unknown-option"], 2) for name in SCRIPTS),
+        *((name, ["--config", "missing.yaml"], 2) for name in READS_CONFIG),
+        ("tools/make_mindrecord.py", ["missing.yaml", "packed"], 2),
+    ],
+)
+def test_answers_before_work_starts_import_nothing_slow(name, arguments, code):
+    command = [sys.executable, "-c", REPORT_IMPORTS, name, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.endswith(f"exit code {code} []\n")
+    assert re.fullmatch(r"error: .+\n" if code else "", done.stderr)
+
+
 @pytest.mark.parametrize(
     ("tool", "arguments", "part"),
     [
-        ("profile", [], "one of the arguments --model --config --all is required"),
-        ("profile", ["--model", "ghostnet", "--all"], "--all: not allowed with argument --model"),
-        ("profile", ["--config", CONFIG, "--width", "1.0"], "--width: cannot be used with --config"),
-        ("profile", ["--all", "--groups", "3"], "--groups: cannot be used with --all"),
-        ("profile", ["--config", "nowhere.yaml"], "nowhere.yaml: No such file"),
-        ("profile", ["--model", "ghostnet", "--image-size", "0"], "data.image_size: 0"),
-        ("profile", ["--model", "ghostnet", "--plot", "p.pdf"], "--plot p.pdf: must end with .png"),
+        ("cost", [], "one of the arguments --model --config --all is required"),
+        ("cost", ["--model", "ghostnet", "--all"], "--all: not allowed with argument --model"),
+        ("cost", ["--config", CONFIG, "--width", "1.0"], "--width: cannot be used with --config"),
+        ("cost", ["--all", "--groups", "3"], "--groups: cannot be used with --all"),
+        ("cost", ["--config", "nowhere.yaml"], "nowhere.yaml: No such file"),
+        ("cost", ["--model", "ghostnet", "--image-size", "0"], "data.image_size: 0"),
+        ("cost", ["--model", "ghostnet", "--plot", "p.pdf"], "--plot p.pdf: must end with .png"),
         ("choose", [], "a limit must be given: --max-ms, --max-params or --max-macs"),
         ("choose", ["--max-ms", "-1"], "--max-ms -1: must be above 0"),
         ("choose", ["--max-macs", "nan"], "--max-macs nan: must be above 0"),
@@ -162,7 +199,11 @@ def test_plan_follows_its_arithmetic(script, tmp_path):
         ("plot_schedule", ["--config", CONFIG, "--ranks", "0"], "--ranks 0: must be at least 1"),
         ("plot_schedule", ["--config", CONFIG, "--output", "p.pdf"], "--output p.pdf: must end with .png"),
         ("plot_schedule", ["--config", CONFIG, "data.name=digits", "data.root=null", "--ranks", "99"], "has only 1433"),
-        ("plot_schedule", ["--config", CONFIG, "schedule.name=step"], "schedule.step_epochs: must be given for step"),
+        (
+            "plot_schedule",
+            ["--config", CONFIG, "schedule.name=step"],
+            "schedule.step_epochs: must be given with name=step",
+        ),
         ("plan", ["--config", CONFIG, "--device", "a10"], "--device a10: is not one of ascend910, a100, v100"),
         ("plan", ["--config", CONFIG, "--devices", "0"], "--devices and --images must be at least 1"),
         ("guidelines", ["--channels", "4"], "--channels 4: must be at least 8"),

@@ -1,8 +1,9 @@
-"""Which networks fit: python tools/choose.py --max-ms 20 --image-size 224 --plot choice.png
+"""Find the networks that fit your limits: python tools/choose.py --max-ms 20 --image-size 224 --plot choice.png
 
-Parameters, MACs, the authors' ImageNet top-1 and, with --max-ms, the latency of one image on this machine (compiled,
-batch 1, preprocessing included). Networks that another limit rules out are not measured, and none is compiled
-once --seconds have passed: those with the fewest MACs come first. Then all compiled ones take turns.
+Prints parameters, MACs and the ImageNet top-1 that the authors report. With --max-ms it also measures the latency per
+image on this machine (compiled, batch 1, with preprocessing). Networks that another limit rules out are not measured.
+Networks are compiled in order of their MACs, the smallest first; after --seconds no further network is compiled.
+Then the compiled networks are timed in turn.
 """
 
 import argparse
@@ -13,18 +14,9 @@ from time import perf_counter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
-
 from src.config.load import make_config
-from src.cost.count import count_macs
-from src.cost.figures import plot_choice
-from src.cost.latency import median_ms, warm_up
-from src.cost.zoo import read_zoo
 from src.errors import ArgumentParser, UserError, did_you_mean, run
 from src.files import make_parent, write_json
-from src.kernels.convert import use_kernels
-from src.models import NETWORKS, create_model
-from src.runtime.device import use_device
 
 LIMITS = {"max_ms": "ms", "max_params": "params", "max_macs": "macs"}
 
@@ -32,17 +24,14 @@ LIMITS = {"max_ms": "ms", "max_params": "params", "max_macs": "macs"}
 def main():
     args = parse()
     end = perf_counter() + args.seconds
+    runtime = make_config({"runtime": {"device": args.device}}, source="command line").runtime
+
+    from src.cost.figures import plot_choice
+    from src.runtime.device import use_device
+
+    use_device(runtime)
     limits = {key: getattr(args, option) for option, key in LIMITS.items() if getattr(args, option) is not None}
-    use_device(make_config({"runtime": {"device": args.device}}, source="command line").runtime)
-    variants = [row for row in read_zoo() if not args.model or row["model"] in args.model]
-    for row in variants:
-        row["variant"] = f"{row['model']} {row['width']}" + (f", {row['groups']} groups" if row["groups"] else "")
-        row["ms"] = None
-        # The table holds for 224 pixels.
-        if args.image_size != 224:
-            config = config_of(row, args)
-            row["macs"] = count_macs(create_model(config.model, config.data, 1000), args.image_size, 3)
-    variants.sort(key=lambda row: row["macs"])
+    variants = read_variants(args)
     unmeasured = measure(variants, limits, args, end) if "ms" in limits else []
     for row in variants:
         row["fits"] = fits(row, limits)
@@ -61,19 +50,19 @@ def main():
 
 def parse():
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--max-ms", type=float, help="milliseconds an image on this machine; measured, so it takes time"
-    )
+    parser.add_argument("--max-ms", type=float, help="milliseconds per image on this machine; measuring takes time")
     parser.add_argument("--max-params", type=float, help="parameters, such as 3e6")
-    parser.add_argument("--max-macs", type=float, help="MACs an image, such as 150e6")
-    parser.add_argument("--model", action="append", help="this network only; may be repeated (default: all)")
+    parser.add_argument("--max-macs", type=float, help="MACs per image, such as 150e6")
+    parser.add_argument("--model", action="append", help="consider this network only; may be repeated (default: all)")
     parser.add_argument("--image-size", type=int, default=224, help="pixels (default: 224)")
-    parser.add_argument("--repeats", type=int, default=10, help="runs whose median is the latency (default: 10)")
     parser.add_argument(
-        "--seconds", type=float, default=75, help="compile no further network after these (default: 75)"
+        "--repeats", type=int, default=10, help="the latency is the median of this many runs (default: 10)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=75, help="compile no further network after this time (default: 75)"
     )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, gpu or ascend")
-    parser.add_argument("--json", metavar="PATH", help="also write the figures there")
+    parser.add_argument("--json", metavar="PATH", help="also write the figures to this file")
     parser.add_argument("--plot", metavar="PATH", help="also draw top-1 against latency or MACs into this PNG")
     args = parser.parse_args()
     given = [option for option in (*LIMITS, "seconds", "repeats") if getattr(args, option) is not None]
@@ -82,12 +71,32 @@ def parse():
             raise UserError(f"--{option.replace('_', '-')} {getattr(args, option):g}: must be above 0")
     if not set(given) & set(LIMITS):
         raise UserError("a limit must be given: --max-ms, --max-params or --max-macs")
-    for name in args.model or []:
-        if name not in NETWORKS:
-            raise UserError(f"--model {name}: is not one of {', '.join(NETWORKS)}{did_you_mean(name, NETWORKS)}")
     if args.plot and Path(args.plot).suffix != ".png":
         raise UserError(f"--plot {args.plot}: must end with .png")
     return args
+
+
+def read_variants(args):
+    """Return the variants of the networks that --model names, in order of their MACs.
+
+    Each variant is a row of zoo.csv as a dict, with its name, and its MACs at --image-size.
+    """
+    from src.cost.count import count_macs
+    from src.cost.zoo import read_zoo
+    from src.models import NETWORKS, create_model
+
+    for name in args.model or []:
+        if name not in NETWORKS:
+            raise UserError(f"--model {name}: is not one of {', '.join(NETWORKS)}{did_you_mean(name, NETWORKS)}")
+    variants = [row for row in read_zoo() if not args.model or row["model"] in args.model]
+    for row in variants:
+        row["variant"] = f"{row['model']} {row['width']}" + (f", {row['groups']} groups" if row["groups"] else "")
+        row["ms"] = None
+        # zoo.csv has the MACs at 224 pixels only.
+        if args.image_size != 224:
+            config = config_of(row, args)
+            row["macs"] = count_macs(create_model(config.model, config.data, 1000), args.image_size, 3)
+    return sorted(variants, key=lambda row: row["macs"])
 
 
 def config_of(row, args):
@@ -96,17 +105,26 @@ def config_of(row, args):
 
 
 def fits(row, limits):
-    """Tell whether no limit is passed; a variant that was not measured does not fit a limit on latency."""
+    """Return whether a variant meets all limits. An unmeasured variant does not meet a limit on latency."""
     return all(row[key] is not None and row[key] <= limit for key, limit in limits.items())
 
 
 def measure(variants, limits, args, end):
-    """Set the `ms` of variants that pass the other limits until the clock's `end`; return the names of those left."""
+    """Set `ms` of the variants that meet the other limits; return the names of the variants that time did not allow.
+
+    `end` is the time of `perf_counter` after which no further network is compiled.
+    """
+    import numpy as np
+
+    from src.cost.latency import median_ms, warm_up
+    from src.kernels.convert import use_kernels
+    from src.models import create_model
+
     measured, networks, unmeasured = [], [], []
-    others = {key: limit for key, limit in limits.items() if key != "ms"}
+    other_limits = {key: limit for key, limit in limits.items() if key != "ms"}
     image = np.zeros((1, args.image_size, args.image_size, 3), np.uint8)
     for row in variants:
-        if not fits(row, others):
+        if not fits(row, other_limits):
             continue
         if perf_counter() > end:
             unmeasured.append(row["variant"])

@@ -1,21 +1,18 @@
-"""What a network costs, and why: python tools/cost.py --model shufflenet_v1 --groups 3 --plot cost.png
+"""Count what a network costs, layer by layer: python tools/cost.py --model shufflenet_v1 --groups 3 --plot cost.png
 
-Instead of --model, --config takes the network of a config file, and --all prints the totals of every variant.
+Instead of --model, --config takes the network from a config file, and --all prints the totals of every variant.
 """
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from src.config.load import load_config, make_config
-from src.cost.count import BYTES, by_block, count_params, guidelines, profile
-from src.cost.figures import plot_costs
 from src.errors import ArgumentParser, UserError, run
 from src.files import make_parent, write_json
-from src.models import NETWORKS, create_model
-from src.runtime.device import use_device
 
 MODEL_ONLY = ("width", "groups", "layout")
 
@@ -24,14 +21,21 @@ def main():
     args = parse()
     if args.all:
         configs = all_variants(args)
-        use_device(configs[0].runtime)
+    elif args.config:
+        configs = [load_config(args.config)]
+    else:
+        configs = [make_config(tree_of(args), source="command line")]
+
+    from src.cost.figures import plot_costs
+    from src.runtime.device import use_device
+
+    use_device(configs[0].runtime)
+    if args.all:
         variants = [cost_of(config) for config in configs]
         print_variants(variants)
         content, rows, title = {"variants": variants}, variants, f"{size_of(args)} pixels"
     else:
-        config = load_config(args.config) if args.config else make_config(tree_of(args), source="command line")
-        use_device(config.runtime)
-        content = cost_of(config, layers=True)
+        content = cost_of(configs[0], layers=True)
         print_layers(content["layers"])
         print_totals(content)
         rows, title = content["blocks"], f"{content['variant']}, {content['image_size']} pixels"
@@ -45,15 +49,15 @@ def parse():
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument("--model", help="a network, such as shufflenet_v2")
-    chosen.add_argument("--config", metavar="PATH", help="a config file: its network, image size, channels, classes")
-    chosen.add_argument("--all", action="store_true", help="every variant of every network, totals only")
+    chosen.add_argument("--config", metavar="PATH", help="a config file: its network, image size, channels and classes")
+    chosen.add_argument("--all", action="store_true", help="count every variant of every network, totals only")
     parser.add_argument("--width", type=float, help="width multiplier (default: 1.0)")
     parser.add_argument("--groups", type=int, help="shufflenet_v1 only: groups of its 1x1 convolutions (default: 3)")
     parser.add_argument("--layout", help="shufflenet_v2 only: authors (default) or equal_split")
     parser.add_argument("--image-size", type=int, help="pixels (default: 224)")
     parser.add_argument("--classes", type=int, help="outputs (default: 1000)")
-    parser.add_argument("--json", metavar="PATH", help="also write all figures there")
-    parser.add_argument("--plot", metavar="PATH", help="also draw MACs, parameters and bytes a block into this PNG")
+    parser.add_argument("--json", metavar="PATH", help="also write all figures to this file")
+    parser.add_argument("--plot", metavar="PATH", help="also draw MACs, parameters and bytes per block into this PNG")
     args = parser.parse_args()
     if not args.model:
         for key in (*MODEL_ONLY, *(("image_size", "classes") if args.config else ())):
@@ -69,36 +73,38 @@ def size_of(args):
 
 
 def tree_of(args, **model):
-    """Return the config, as a dict, of the network that the arguments tell of; `model` has further settings of it."""
+    """Return the config, as a dict, of the network that the arguments choose; `model` sets or replaces model keys."""
     given = {key: getattr(args, key) for key in MODEL_ONLY if getattr(args, key) is not None}
     model = {"name": args.model, "classes": args.classes, **given, **model}
     return {"model": model, "data": {"image_size": size_of(args)}}
 
 
 def all_variants(args):
-    """Return the config of each width of each network; of ShuffleNetV1 with each number of groups, V2 each layout."""
+    """Return the configs of every network at every width, with every value of the network's own options."""
+    from src.models import NETWORKS
+
     configs = []
     for name, network in NETWORKS.items():
         groups = network.stage2_channels if name == "shufflenet_v1" else [None]
-        layouts = network.layouts if name == "shufflenet_v2" else [None]
-        for own in [{"groups": count, "layout": layout} for count in groups for layout in layouts]:
-            for width in network.variants:
-                configs.append(make_config(tree_of(args, name=name, width=width, **own), source="command line"))
+        layouts = network.options["layout"].allowed if name == "shufflenet_v2" else [None]
+        for count, layout, width in itertools.product(groups, layouts, network.variants):
+            tree = tree_of(args, name=name, width=width, groups=count, layout=layout)
+            configs.append(make_config(tree, source="command line"))
     return configs
 
 
 def cost_of(config, layers=False):
-    """Return the costs of the config's network as a dict; with `layers` also those of each block and layer."""
+    """Return the costs of the config's network as a dict; with `layers` also the costs of each block and layer."""
+    from src.cost.count import BYTES, by_block, count_params, guidelines, profile
+    from src.models import create_model
+
     model, data = config.model, config.data
     classifier = create_model(model, data, model.classes or 1000)
     rows = profile(classifier, data.image_size, data.channels)
-    own = [
-        f"{value} groups" if key == "groups" else value
-        for key in ("groups", "layout")
-        if (value := getattr(model, key))
-    ]
+    options = [f"{model.groups} groups"] if model.groups else []
+    options += [model.layout] if model.layout else []
     costs = {
-        "variant": ", ".join([f"{model.name} {model.width}", *own]),
+        "variant": ", ".join([f"{model.name} {model.width}", *options]),
         "model": model.name,
         "width": model.width,
         "groups": model.groups,
@@ -128,22 +134,22 @@ def print_layers(rows):
 
 def print_totals(costs):
     found = costs["guidelines"]
-    groups = ", ".join(f"{count} with {groups}" for groups, count in found["group_counts"].items())
+    groups = ", ".join(f"{count} with {number}" for number, count in found["group_counts"].items())
     shares = found["access_shares"]
     kernels = "-"
     if found["kernels_max"]:
-        kernels = f"{found['kernels_mean']:.2f} convolutions a block, at most {found['kernels_max']}"
+        kernels = f"{found['kernels_mean']:.2f} convolutions per block, at most {found['kernels_max']}"
     lines = {
         "network": f"{costs['variant']}, {costs['channels']}x{costs['image_size']}x{costs['image_size']}",
         "classes": costs["classes"],
         "parameters": f"{costs['params']:,}",
         "MACs": f"{costs['macs']:,}",
-        "bytes moved": f"{costs['bytes']:,} (float32, each operation on its own)",
-        "memory access": f"{found['memory_access']:,} elements, of convolutions",
+        "bytes moved": f"{costs['bytes']:,} (float32; each operation reads its inputs and writes its output)",
+        "memory access": f"{found['memory_access']:,} elements, convolutions only",
         "G1 balance": f"{found['balance']:.2f} (in:out channels of 1x1 convolutions, by MACs; 1 is best)",
-        "G1 access": f"{found['access_to_bound']:.2f} times the bound that Eq. 1 gives the 1x1 convolutions",
-        "G2 MACs": f"{found['depthwise_macs']:.1%} depthwise, {found['grouped_macs']:.1%} otherwise grouped",
-        "G2 groups": f"{groups} (convolutions, without depthwise)",
+        "G1 access": f"{found['access_to_bound']:.2f} times the lower bound of the paper's Eq. 1 (1x1 convolutions)",
+        "G2 MACs": f"{found['depthwise_macs']:.1%} depthwise, {found['grouped_macs']:.1%} in other groups",
+        "G2 groups": f"{groups} (convolutions per number of groups, without depthwise)",
         "G3 kernels": kernels,
         "G4 access": ", ".join(f"{share:.1%} {kind}" for kind, share in shares.items()) if shares else "-",
     }

@@ -1,11 +1,13 @@
-"""ShuffleNetV2's four guidelines, measured on this device: python tools/guidelines.py --plot guidelines.png
+"""Measure ShuffleNetV2's four guidelines on this device: python tools/guidelines.py --plot guidelines.png
 
-As tables 1 to 4 of https://arxiv.org/abs/1807.11164 do it: networks of 10 equal blocks and about the same MACs that
-differ in one respect, batch 1. Beside each measured speed, relative to its table's first line, stands the paper's
-own on an ARM core (tables 1 to 3 on 56x56 maps: columns x1 of 1 and 2, c=64 of 3; table 4: c=64).
-G1: pairs of 1x1 convolutions, c1 to c2 and back. G2: grouped 1x1 convolutions. G3: 1x1 convolutions in series or in
-parallel (the outputs added; the paper's text leaves that open). G4: ResNet's bottleneck (1x1 to a quarter of the
-channels, 3x3, 1x1; the paper's text leaves its inner width open), with and without ReLU and shortcut.
+Repeats tables 1 to 4 of https://arxiv.org/abs/1807.11164 with batch 1. Each network has 10 equal blocks. The networks
+of a table have about the same MACs and differ in one respect. Speeds are relative to the table's first line.
+The last column is the paper's relative speed on an ARM core. It comes from columns x1 of tables 1 and 2 and from c=64
+of tables 3 and 4. Tables 1 to 3 have feature maps of 56x56.
+G1: pairs of 1x1 convolutions, from c1 channels to c2 and back. G2: grouped 1x1 convolutions.
+G3: 1x1 convolutions in series or in parallel. The parallel outputs are added; the paper does not say how it joins them.
+G4: ResNet's bottleneck (1x1, 3x3, 1x1), with and without ReLU and shortcut. The inner width is a quarter of the
+channels; the paper does not give it.
 """
 
 import argparse
@@ -14,16 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
-
 from src.config.load import make_config
-from src.cost.figures import plot_guidelines
-from src.cost.guidelines import benchmarks, stacked_macs
-from src.cost.latency import median_ms, warm_up
 from src.errors import ArgumentParser, UserError, run
 from src.files import make_parent, write_json
-from src.kernels.convert import use_kernels
-from src.runtime.device import use_device
 
 TITLES = {
     "G1": "input to output channels",
@@ -31,7 +26,7 @@ TITLES = {
     "G3": "fragments",
     "G4": "element-wise operations",
 }
-# Images a second on ARM, in the order of the lines that `benchmarks` returns.
+# The paper's images per second on ARM, in the order of the lines that `benchmarks` returns.
 PAPER = {
     "G1": (76.2, 72.9, 69.1, 57.6),
     "G2": (40.0, 35.0, 32.9, 27.8),
@@ -40,17 +35,66 @@ PAPER = {
 }
 
 
+def main():
+    args = parse()
+    runtime = make_config({"runtime": {"device": args.device}}, source="command line").runtime
+
+    from src.cost.figures import plot_guidelines
+    from src.runtime.device import use_device
+
+    use_device(runtime)
+    lines = measure(args, runtime)
+    width = max(len(line["line"]) for line in lines)
+    print(f"feature maps of {args.image_size}x{args.image_size}, batch 1, median of {args.repeats} runs")
+    for guideline, title in TITLES.items():
+        print(f"\n{f'{guideline} {title}':<{width}}  {'MACs':>11}  {'ms':>7}  {'images/s':>8}  relative  paper (ARM)")
+        for line in (line for line in lines if line["guideline"] == guideline):
+            print(
+                f"{line['line']:<{width}}  {line['macs']:>11,}  {line['ms']:>7.2f}  {line['images_per_second']:>8.1f}"
+                f"  {line['relative']:>8.2f}  {line['paper_relative']:>11.2f}"
+            )
+    if args.json:
+        write_json({"image_size": args.image_size, "repeats": args.repeats, "lines": lines}, args.json)
+    if args.plot:
+        plot_guidelines(lines, TITLES, make_parent(args.plot))
+
+
+def parse():
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--channels", type=int, default=64, help="of the first line; table 1 has half (default: 64)")
+    parser.add_argument("--image-size", type=int, default=56, help="side of the feature maps (default: 56)")
+    parser.add_argument(
+        "--repeats", type=int, default=30, help="each time is the median of this many runs (default: 30)"
+    )
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, gpu or ascend")
+    parser.add_argument("--json", metavar="PATH", help="also write the figures to this file")
+    parser.add_argument("--plot", metavar="PATH", help="also draw the relative speeds into this PNG")
+    args = parser.parse_args()
+    for option, least in (("channels", 8), ("image_size", 1), ("repeats", 1)):
+        if getattr(args, option) < least:
+            raise UserError(f"--{option.replace('_', '-')} {getattr(args, option)}: must be at least {least}")
+    if args.plot and Path(args.plot).suffix != ".png":
+        raise UserError(f"--plot {args.plot}: must end with .png")
+    return args
+
+
 def measure(args, runtime):
-    """Return a dict a line: guideline, label, MACs, ms, images a second, relative speed here and in the paper."""
+    """Return a dict per line: guideline, label, MACs, ms, images per second, relative speed here and in the paper."""
+    import numpy as np
+
+    from src.cost.guidelines import benchmarks, stacked_macs
+    from src.cost.latency import median_ms, warm_up
+    from src.kernels.convert import use_kernels
+
     lines = []
     for guideline, rows in benchmarks(args.channels).items():
         macs = [stacked_macs(row.network, args.image_size) for row in rows]
         for row in rows:
             use_kernels(row.network, runtime)
-        maps = [np.ones((1, row.channels, args.image_size, args.image_size), np.float32) for row in rows]
-        for row, blank in zip(rows, maps):
+        inputs = [np.ones((1, row.channels, args.image_size, args.image_size), np.float32) for row in rows]
+        for row, blank in zip(rows, inputs):
             warm_up(row.network, blank)
-        times = median_ms([row.network for row in rows], maps, args.repeats)
+        times = median_ms([row.network for row in rows], inputs, args.repeats)
         for row, count, time, paper in zip(rows, macs, times, PAPER[guideline]):
             lines.append(
                 {
@@ -64,43 +108,6 @@ def measure(args, runtime):
                 }
             )
     return lines
-
-
-def parse():
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--channels", type=int, default=64, help="of the first line; table 1 has half (default: 64)")
-    parser.add_argument("--image-size", type=int, default=56, help="pixels of the maps (default: 56)")
-    parser.add_argument("--repeats", type=int, default=30, help="runs whose median counts (default: 30)")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, gpu or ascend")
-    parser.add_argument("--json", metavar="PATH", help="also write the figures there")
-    parser.add_argument("--plot", metavar="PATH", help="also draw the relative speeds into this PNG")
-    args = parser.parse_args()
-    for option, least in (("channels", 8), ("image_size", 1), ("repeats", 1)):
-        if getattr(args, option) < least:
-            raise UserError(f"--{option.replace('_', '-')} {getattr(args, option)}: must be at least {least}")
-    if args.plot and Path(args.plot).suffix != ".png":
-        raise UserError(f"--plot {args.plot}: must end with .png")
-    return args
-
-
-def main():
-    args = parse()
-    runtime = make_config({"runtime": {"device": args.device}}, source="command line").runtime
-    use_device(runtime)
-    lines = measure(args, runtime)
-    width = max(len(line["line"]) for line in lines)
-    print(f"maps of {args.image_size}x{args.image_size}, batch 1, median of {args.repeats}")
-    for guideline, title in TITLES.items():
-        print(f"\n{f'{guideline} {title}':<{width}}  {'MACs':>11}  {'ms':>7}  {'images/s':>8}  relative  paper (ARM)")
-        for line in (line for line in lines if line["guideline"] == guideline):
-            print(
-                f"{line['line']:<{width}}  {line['macs']:>11,}  {line['ms']:>7.2f}  {line['images_per_second']:>8.1f}"
-                f"  {line['relative']:>8.2f}  {line['paper_relative']:>11.2f}"
-            )
-    if args.json:
-        write_json({"image_size": args.image_size, "repeats": args.repeats, "lines": lines}, args.json)
-    if args.plot:
-        plot_guidelines(lines, TITLES, make_parent(args.plot))
 
 
 if __name__ == "__main__":

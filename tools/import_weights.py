@@ -1,4 +1,4 @@
-"""Turn weights of mindcv, torchvision or timm into a checkpoint of ours.
+"""Convert weights of mindcv, torchvision or timm into a checkpoint of this project.
 
 python tools/import_weights.py mobilenet_v2.safetensors --model mobilenet_v2 --width 1.0 --output mobilenet_v2.ckpt
 """
@@ -10,30 +10,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from src.config.load import make_config
 from src.errors import ArgumentParser, UserError, run
-from src.models import create_model
-from src.runtime.device import use_device
-from src.weights.checkpoint import save_checkpoint
-from src.weights.pretrained import load_pretrained
 
 
 def main():
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("source", help="a .ckpt of mindcv, or a .safetensors or .pth of torchvision or timm")
-    parser.add_argument("--model", required=True, help="our network that the weights are of, such as mobilenet_v2")
-    parser.add_argument("--width", type=float, default=1.0, help="width multiplier (default: 1.0)")
-    parser.add_argument("--groups", type=int, help="shufflenet_v1 only (default: 3)")
-    parser.add_argument("--layout", help="shufflenet_v2 only: authors (default; mindcv) or equal_split (torchvision)")
-    parser.add_argument("--classes", type=int, default=1000, help="outputs of the weights' classifier (default: 1000)")
-    parser.add_argument("--norm-epsilon", type=float, help="BatchNorm's, where the weights were trained with another")
-    parser.add_argument("--output", required=True, metavar="PATH", help="the checkpoint to write, a .ckpt")
-    args = parser.parse_args()
-    if Path(args.output).suffix != ".ckpt":
-        raise UserError(f"--output {args.output}: must end with .ckpt")
-    if Path(args.output).exists():
-        raise UserError(f"--output {args.output}: exists already")
-
+    args = parse()
     model = {key: getattr(args, key) for key in ("width", "groups", "layout", "classes", "norm_epsilon")}
     config = make_config({"model": {"name": args.model, **model}}, source="command line")
+
+    from src.models import create_model
+    from src.runtime.device import use_device
+    from src.weights.checkpoint import save_checkpoint
+    from src.weights.pretrained import load_pretrained
+
     use_device(config.runtime)
     classifier = create_model(config.model, config.data, args.classes)
     imported = load_pretrained(classifier, config.model, args.source)
@@ -43,6 +31,24 @@ def main():
     names = [str(i) for i in range(args.classes)]
     save_checkpoint(args.output, classifier.parameters_dict(), config, names, epoch=0, best=None)
     print(f"{args.output}: {args.model} {args.width}x with {args.classes} outputs, all weights from {imported.source}")
+
+
+def parse():
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("source", help="a .ckpt of mindcv, or a .safetensors or .pth of torchvision or timm")
+    parser.add_argument("--model", required=True, help="this project's name of the network, such as mobilenet_v2")
+    parser.add_argument("--width", type=float, default=1.0, help="width multiplier (default: 1.0)")
+    parser.add_argument("--groups", type=int, help="shufflenet_v1 only (default: 3)")
+    parser.add_argument("--layout", help="shufflenet_v2 only: authors (default; mindcv) or equal_split (torchvision)")
+    parser.add_argument("--classes", type=int, default=1000, help="number of classes of the weights (default: 1000)")
+    parser.add_argument("--norm-epsilon", type=float, help="epsilon of BatchNorm, if it is not the source's default")
+    parser.add_argument("--output", required=True, metavar="PATH", help="the checkpoint to write, a .ckpt")
+    args = parser.parse_args()
+    if Path(args.output).suffix != ".ckpt":
+        raise UserError(f"--output {args.output}: must end with .ckpt")
+    if Path(args.output).exists():
+        raise UserError(f"--output {args.output}: exists already")
+    return args
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Pack a dataset into a few large files: python tools/make_mindrecord.py photos packed
+"""Pack a data set into a few large files: python tools/make_mindrecord.py photos packed
 
-SOURCE is a config file, an image folder, or the name of a dataset; `data.name: mindrecord` with `data.root: OUT` reads
-the folder OUT. For file systems that are slow with many small files.
+This helps on file systems that are slow with many small files. SOURCE is a config file, an image folder, or the name of
+a data set. The settings `data.name: mindrecord` and `data.root: OUT` read the packed folder OUT.
 """
 
 import argparse
@@ -15,39 +15,23 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
-from PIL import Image
-from tqdm import tqdm
-
 from src.config.load import load_config, make_config
-from src.data.datasets import DATASETS, load_samples, splits_of
-from src.data.formats import ImageError, decodable, decode, decoder_takes
-from src.data.mindrecord import DESCRIPTION, FORMAT, RECORDS_AT_ONCE, write_split
 from src.errors import ArgumentParser, UserError, run
 from src.files import write_json
 
-QUALITY = 95  # of the JPEGs that resizing writes
+QUALITY = 95  # of the JPEGs that --short-side writes
 
 
 def main():
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", metavar="SOURCE", help=f"a .yaml file, an image folder, or of {', '.join(DATASETS)}")
-    parser.add_argument("out", metavar="OUT", help="the folder to make")
-    parser.add_argument("--short-side", type=int, metavar="PIXELS", help="make larger images this small, as JPEG")
-    parser.add_argument("--shards", type=int, default=8, help="files of the training split (default: 8)")
-    parser.add_argument("overrides", nargs="*", metavar="data.key=value", help="such as data.val_fraction=0.2")
-    args = parser.parse_intermixed_args()
-    if not 1 <= args.shards <= 1000:
-        raise UserError(f"--shards {args.shards}: must be from 1 to 1000")
-    if args.short_side is not None and args.short_side < 8:
-        raise UserError(f"--short-side {args.short_side}: must be at least 8")
-    out = Path(args.out)
-    if out.exists():
-        raise UserError(f"{out}: exists already")
+    args = parse()
     data = config_of(args).data
     if data.name == "mindrecord":
         raise UserError(f"{args.source}: is packed already")
 
+    from src.data.datasets import load_samples, splits_of
+    from src.data.mindrecord import DESCRIPTION, FORMAT
+
+    out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as partial:
         description = {"format": FORMAT, "classes": None, "splits": {}}
@@ -61,25 +45,51 @@ def main():
         write_json(description, Path(partial) / DESCRIPTION)
         os.chmod(partial, 0o755)
         os.replace(partial, out)
-        os.mkdir(partial)  # for TemporaryDirectory to remove
+        os.mkdir(partial)  # TemporaryDirectory needs a folder to remove
     print(f"written: {out}; use it with data.name=mindrecord data.root={out}")
 
 
+def parse():
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="SOURCE", help="a .yaml file, an image folder, or a data set's name")
+    parser.add_argument("out", metavar="OUT", help="the folder to make")
+    parser.add_argument(
+        "--short-side", type=int, metavar="PIXELS", help="shrink larger images to this short side, as JPEG"
+    )
+    parser.add_argument("--shards", type=int, default=8, help="files of the training split (default: 8)")
+    parser.add_argument("overrides", nargs="*", metavar="data.key=value", help="such as data.val_fraction=0.2")
+    args = parser.parse_intermixed_args()
+    if not 1 <= args.shards <= 1000:
+        raise UserError(f"--shards {args.shards}: must be from 1 to 1000")
+    if args.short_side is not None and args.short_side < 8:
+        raise UserError(f"--short-side {args.short_side}: must be at least 8")
+    if Path(args.out).exists():
+        raise UserError(f"{args.out}: exists already")
+    return args
+
+
 def config_of(args):
-    """Return the config that SOURCE and the overrides mean."""
+    """Return the config that SOURCE and the overrides describe."""
     if Path(args.source).suffix in (".yaml", ".yml"):
         return load_config(args.source, args.overrides)
+
+    from src.data.datasets import DATASETS
+
     named = args.source in DATASETS
     if not named and not Path(args.source).is_dir():
-        raise UserError(f"{args.source}: is no .yaml file, no folder and none of {', '.join(DATASETS)}")
+        raise UserError(f"{args.source}: is not a .yaml file, a folder, or one of {', '.join(DATASETS)}")
     data = {"name": args.source} if named else {"name": "image_folder", "root": args.source}
     return make_config({"data": data}, args.overrides, source="command line")
 
 
 def pack(folder, split, samples, short_side, shards, data):
-    """Write one split's files; return its part of the description."""
+    """Write the files of one split; return the part of the description that concerns it."""
+    from tqdm import tqdm
+
+    from src.data.mindrecord import RECORDS_AT_ONCE, write_split
+
     if not samples.are_files and short_side:
-        raise UserError(f"--short-side {short_side}: is for image files, not for {data.name}")
+        raise UserError(f"--short-side {short_side}: cannot be used with {data.name}, which has no image files")
     good, bad = [], 0
     bar = tqdm(total=len(samples), desc=split, unit=" images", leave=False, disable=not sys.stderr.isatty())
 
@@ -108,14 +118,18 @@ def pack(folder, split, samples, short_side, shards, data):
 
 
 def content_of(image, short_side):
-    """Return (bytes to write, None) of an array or the path of a file, or (None, what is wrong with the file)."""
-    if isinstance(image, np.ndarray):
+    """Return (bytes to write, None), or (None, what is wrong); `image` is an array or the path of a file."""
+    from PIL import Image
+
+    from src.data.formats import ImageError, decodable, decode, decoder_takes
+
+    if not isinstance(image, str):
         return image.tobytes(), None
     try:
         content = Path(image).read_bytes()
         usable = decodable(content)
-        as_it_is = usable is content and decoder_takes(usable)
-        if as_it_is and short_side is None:
+        unchanged = usable is content and decoder_takes(usable)
+        if unchanged and short_side is None:
             return content, None
         picture = decode(content)
     except (OSError, ImageError) as problem:
@@ -124,7 +138,7 @@ def content_of(image, short_side):
     if short_side and scale < 1:
         size = [max(short_side, round(side * scale)) for side in picture.size]
         picture.resize(size, Image.Resampling.LANCZOS).save(written, "JPEG", quality=QUALITY)
-    elif as_it_is:
+    elif unchanged:
         return content, None
     else:
         picture.save(written, "PNG")

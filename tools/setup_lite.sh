@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# MindSpore Lite for export.py, eval.py and benchmarks/exported_files.py, in an environment of its own, where they find it.
-# The one on the package registry, 2.0.0, is for Python 3.7: give its path, or have it in PATH or in pyenv.
+# Install MindSpore Lite in a virtual environment where export.py, eval.py and benchmarks/exported_files.py find it.
+# The package registry has MindSpore Lite 2.0.0, which needs Python 3.7. The script looks for Python 3.7 in PATH and in
+# pyenv; the first argument names another path.
 set -euo pipefail
 
 folder="${XDG_CACHE_HOME:-$HOME/.cache}/pocketspore/lite"
@@ -12,11 +13,11 @@ for candidate in "${1:-python3.7}" ${1:-"${PYENV_ROOT:-$HOME/.pyenv}"/versions/3
   fi
 done
 if [ -z "$python" ]; then
-  echo "error: no Python 3.7${1:+ at $1}: install one (pyenv install 3.7) or name it: tools/setup_lite.sh PYTHON" >&2
+  echo "error: no Python 3.7${1:+ at $1}: install it (pyenv install 3.7) or give its path: tools/setup_lite.sh PYTHON" >&2
   exit 2
 fi
 if [ -x "$folder/bin/python" ] && "$folder/bin/python" -c 'import mindspore_lite' 2>/dev/null; then
-  echo "MindSpore Lite is there already: $folder"
+  echo "MindSpore Lite is already installed: $folder"
   exit 0
 fi
 rm -rf "$folder"

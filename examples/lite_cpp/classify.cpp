@@ -1,7 +1,7 @@
 // Classify an image with MindSpore Lite: classify MODEL.ms IMAGE.ppm [THREADS]
 //
-// The model is an export of `export.py --format ms` for one image; its class names come from MODEL.ms.json beside it.
-// The image is a binary PPM (RGB) or PGM (gray) file; `convert photo.jpg photo.ppm` makes one of ImageMagick's formats.
+// `export.py --format ms` writes the model, for batches of one image, and MODEL.ms.json, which has the class names.
+// The image is a binary PPM (RGB) or PGM (gray) file. ImageMagick converts to it: `convert photo.jpg photo.ppm`.
 
 #include <algorithm>
 #include <cstdint>
@@ -21,7 +21,7 @@
 
 struct Image {
   int height, width, channels;
-  std::vector<uint8_t> pixels;  // rows of pixels, channels together
+  std::vector<uint8_t> pixels;  // row by row, with the channels of a pixel side by side
 };
 
 Image read_pnm(const std::string &path) {
@@ -31,19 +31,19 @@ Image read_pnm(const std::string &path) {
   file >> magic >> width >> height >> greatest;
   file.get();
   if (!file || (magic != "P5" && magic != "P6") || width < 1 || height < 1 || greatest != 255)
-    throw std::runtime_error(path + ": is no binary PPM or PGM image of 8 bits without comments");
+    throw std::runtime_error(path + ": is not a binary PPM or PGM image with 8 bits and without comments");
   Image image{height, width, magic == "P6" ? 3 : 1, {}};
   image.pixels.resize(size_t(height) * width * image.channels);
   if (!file.read(reinterpret_cast<char *>(image.pixels.data()), image.pixels.size()))
-    throw std::runtime_error(path + ": is cut short");
+    throw std::runtime_error(path + ": is truncated");
   return image;
 }
 
-// Take the square crop from the middle that is `fraction` of the short side, at `size` x `size` by bilinear sampling.
+// Crop a square from the centre, whose side is `fraction` of the short side. Resize it to `size` x `size`, bilinearly.
 std::vector<uint8_t> centre(const Image &image, int size, int channels, float fraction) {
   if (image.channels != channels)
-    throw std::runtime_error("the image has " + std::to_string(image.channels) + " channels, the model takes " +
-                             std::to_string(channels));
+    throw std::runtime_error("image: wrong number of channels (found " + std::to_string(image.channels) +
+                             ", expected " + std::to_string(channels) + ")");
   const float side = std::min(image.height, image.width) * fraction, step = side / size;
   const float top = (image.height - side) / 2, left = (image.width - side) / 2;
   auto at = [&](int y, int x, int c) {
@@ -65,7 +65,7 @@ std::vector<uint8_t> centre(const Image &image, int size, int channels, float fr
   return crop;
 }
 
-// The description's list of class names and one of its numbers; names with quotation marks are not understood.
+// Return the class names from the description. Names with quotation marks are not supported.
 std::vector<std::string> class_names(const std::string &json) {
   std::vector<std::string> names;
   const size_t begin = json.find("\"classes\": [") + 11, end = json.find(']', begin);
@@ -77,6 +77,7 @@ std::vector<std::string> class_names(const std::string &json) {
   return names;
 }
 
+// Return the number at `key` in the description.
 float number(const std::string &json, const std::string &key) {
   return std::stof(json.substr(json.find("\"" + key + "\": ") + key.size() + 4));
 }

@@ -1,1 +1,1 @@
-"""The settings of a run: their schema, and reading them from YAML and the command line."""
+"""The settings of a run: their schema, and how they are read from YAML and the command line."""

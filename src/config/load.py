@@ -1,20 +1,23 @@
-"""Reading the settings from YAML and the command line, and what a mistake in them is answered with."""
+"""Read the settings from YAML and the command line, and report errors in them."""
 
 import re
 import reprlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Union
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from src.config.schema import Config
 from src.config.yaml_text import parse_yaml
 from src.errors import UserError, did_you_mean
 
 
-def load_config(path, overrides=()):
+def load_config(path: Union[str, Path], overrides: Sequence[str] = ()) -> Config:
     """Read the YAML file at `path`, apply `section.key=value` overrides and return the resolved `Config`.
 
-    Raises `UserError` naming the file or override, the key, its value and what is allowed.
+    An error is a `UserError`. It names the file or the override, the key, the value found and the values allowed.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -25,21 +28,21 @@ def load_config(path, overrides=()):
     tree = parse_yaml(text, source=path)
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: must hold sections such as `model:` with keys, not {shown(tree)}")
+        raise UserError(f"{path}: must contain sections with settings, such as `model:` (found {shown(tree)})")
     return make_config(tree, overrides, source=path)
 
 
-def make_config(tree, overrides=(), source="config"):
-    """Return the `Config` of a nested dict with overrides applied; `source` names its origin in errors."""
+def make_config(tree: Mapping[str, Any], overrides: Sequence[str] = (), source: object = "config") -> Config:
+    """Return the `Config` of a nested dict, with overrides applied; `source` names its origin in errors."""
     tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
     overridden = set()
     for override in overrides:
         key, equals, value = override.partition("=")
         section, dot, name = key.partition(".")
         if not (equals and dot and section and name):
-            raise UserError(f"{override}: an override looks like section.key=value")
+            raise UserError(f"{override}: is not an override; write section.key=value")
         if not isinstance(tree.setdefault(section, {}), dict):
-            raise UserError(f"{source}: {section}: {shown(tree[section])} must be a section with keys")
+            raise UserError(f"{source}: {section}: {shown(tree[section])} must be a section with settings")
         tree[section][name] = parse_yaml(value, source=override)
         overridden.add(key)
     try:
@@ -55,8 +58,11 @@ def make_config(tree, overrides=(), source="config"):
 
 
 def resolve_choices(config: Config) -> None:
-    """Check the chosen network and data set, and fill in their defaults; a mistake is a `ValueError` with its key."""
-    # Both tables import MindSpore, which takes seconds; the schema has answered every other mistake before.
+    """Check the chosen network and data set, and fill in their defaults.
+
+    An error is a `ValueError` whose message begins with the key.
+    """
+    # Both modules import MindSpore, which takes seconds. The schema has already reported all other errors.
     from src.data.datasets import resolve_data
     from src.models import resolve_model, resolve_teacher
 
@@ -65,7 +71,7 @@ def resolve_choices(config: Config) -> None:
     resolve_teacher(config.distill)
 
 
-def describe(problem):
+def describe(problem: ErrorDetails) -> tuple[str, str]:
     """Return (message, dotted key) for one pydantic error."""
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location)
@@ -73,7 +79,7 @@ def describe(problem):
     if kind == "extra_forbidden":
         return f"{key}: unknown key{did_you_mean(key, all_keys())}", key
     if kind == "value_error":
-        # A check of a whole section names the key itself, at the head of its message.
+        # If a check of a whole section fails, its message begins with the key.
         inner = str(problem["ctx"]["error"])
         if isinstance(value, (dict, BaseModel)):
             key = ".".join([*location, inner.split(":")[0]])
@@ -83,22 +89,23 @@ def describe(problem):
         allowed = [choice.strip("'") for choice in re.split(r", | or ", problem["ctx"]["expected"])]
         return f"{key}: {shown(value)} is not one of {', '.join(allowed)}{did_you_mean(value, allowed)}", key
     if kind == "model_type":
-        return f"{key}: {shown(value)} must be a section with keys", key
+        return f"{key}: {shown(value)} must be a section with settings", key
     return f"{key}: {shown(value)}: {problem['msg'][0].lower()}{problem['msg'][1:]}", key
 
 
-def all_keys():
+def all_keys() -> list[str]:
     """Return every section and every dotted key of the schema."""
     keys = []
     for section, field in Config.model_fields.items():
-        keys += [section, *(f"{section}.{name}" for name in field.annotation.model_fields)]
+        settings: Any = field.annotation  # the class of the section
+        keys += [section, *(f"{section}.{name}" for name in settings.model_fields)]
     return keys
 
 
-def shown(value):
-    """Return a value for an error message, cut where it would fill the screen."""
+def shown(value: object) -> str:
+    """Return a value as text for an error message; a long text is truncated to 60 characters."""
     brief = reprlib.Repr()
-    # Aliases can make a few lines of YAML a list of millions.
+    # The limits are needed, because YAML aliases can describe a list of millions of values in a few lines.
     brief.maxlevel, brief.maxlist, brief.maxdict, brief.maxstring, brief.maxother = 3, 20, 20, 100, 100
     text = brief.repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,6 +1,7 @@
-"""YAML as the configs are written in it: no key stands twice, and 1e-4 is a number."""
+"""Parse YAML. Duplicate keys are errors, and 1e-4 is a number."""
 
 import re
+from typing import Any
 
 import yaml
 
@@ -8,16 +9,16 @@ from src.errors import UserError
 
 
 class Loader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys and reads 1e-4 as a number, as YAML 1.2 does."""
+    """A SafeLoader that refuses duplicate keys and reads 1e-4 as a number, as YAML 1.2 does."""
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a string", key_node.start_mark)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -27,8 +28,8 @@ Loader.add_implicit_resolver(
 )
 
 
-def parse_yaml(text, source):
-    """Return the value of YAML `text`; `source` names it in errors."""
+def parse_yaml(text: str, source: object) -> Any:
+    """Return the value of the YAML `text`; `source` names its origin in errors."""
     try:
         return yaml.load(text, Loader)
     except RecursionError:
@@ -38,5 +39,5 @@ def parse_yaml(text, source):
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         raise UserError(f"{source}: is not valid YAML: {getattr(error, 'problem', None) or error}{where}") from None
     except (AttributeError, LookupError):
-        # What PyYAML makes of !!timestamp x, !!bool x or an empty !!int.
+        # PyYAML raises these errors for values such as !!timestamp x, !!bool x or an empty !!int.
         raise UserError(f"{source}: is not valid YAML: a value does not fit its tag") from None

@@ -1,4 +1,7 @@
-"""Pictures of what networks cost. Drawn without a display."""
+"""Figures of what networks cost. They need no display."""
+
+from pathlib import Path
+from typing import Any
 
 from src.figures import new_figure
 
@@ -6,8 +9,8 @@ MACS, PARAMS, ACCESS = "#1d4ed8", "#0f766e", "#c2410c"
 PAPER = "#9ca3af"
 
 
-def plot_costs(rows, label, title, path):
-    """Draw the MACs, parameters and bytes of each of the `rows`, named by their key `label`, into the PNG at `path`."""
+def plot_costs(rows: list[dict[str, Any]], label: str, title: str, path: Path) -> None:
+    """Draw MACs, parameters and bytes of each row into the PNG at `path`; key `label` of a row has its name."""
     figure = new_figure(10, 1.2 + 0.24 * len(rows))
     figure.suptitle(title, fontsize=11)
     names = [row[label] for row in rows]
@@ -16,7 +19,7 @@ def plot_costs(rows, label, title, path):
         ("params", 1e3, PARAMS, "parameters (thousands)"),
         ("bytes", 1e6, ACCESS, "memory access (MB)"),
     )
-    for axes, (key, unit, colour, said) in zip(figure.subplots(1, 3, sharey=True), panels):
+    for axes, (key, unit, colour, axis_label) in zip(figure.subplots(1, 3, sharey=True), panels):
         values = [row[key] / unit for row in rows]
         bars = axes.barh(range(len(rows)), values, color=colour, height=0.72)
         axes.bar_label(
@@ -27,20 +30,21 @@ def plot_costs(rows, label, title, path):
         )
         axes.set_yticks(range(len(rows)), names, fontsize=8)
         axes.set_xlim(0, 1.15 * max(values))
-        axes.set_xlabel(said)
+        axes.set_xlabel(axis_label)
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
-    # All panels share the axis: the first operation on top.
+    # All panels share this axis. The first row is at the top.
     axes.set_ylim(len(rows) - 0.4, -0.6)
     figure.savefig(path, dpi=110)
 
 
-def plot_choice(variants, limits, path):
-    """Draw top-1 against latency, or against MACs where none was measured, into the PNG at `path`.
+def plot_choice(variants: list[dict[str, Any]], limits: dict[str, float], path: Path) -> None:
+    """Draw top-1 against latency into the PNG at `path`, or against MACs if `limits` has no latency limit.
 
-    Variants that fit are filled; a line joins those that no other beats in both (Pareto).
+    Filled marks are variants within the limits. A line joins the Pareto front: the variants for which no other variant
+    is both cheaper and more accurate.
     """
     key, label, unit = ("ms", "latency (ms)", 1) if "ms" in limits else ("macs", "MACs (millions)", 1e6)
     known = sorted(
@@ -50,11 +54,11 @@ def plot_choice(variants, limits, path):
     figure = new_figure(8, 5)
     axes = figure.subplots()
     for colour, name in enumerate(dict.fromkeys(row["model"] for row in known)):
-        own = [row for row in known if row["model"] == name]
-        faces = [f"C{colour}" if row["fits"] else "none" for row in own]
+        widths = [row for row in known if row["model"] == name]
+        faces = [f"C{colour}" if row["fits"] else "none" for row in widths]
         axes.scatter(
-            [row[key] / unit for row in own],
-            [row["top1"] for row in own],
+            [row[key] / unit for row in widths],
+            [row["top1"] for row in widths],
             s=46,
             c=faces,
             edgecolors=f"C{colour}",
@@ -74,32 +78,35 @@ def plot_choice(variants, limits, path):
         )
     if key in limits:
         axes.axvline(limits[key] / unit, color=ACCESS, linewidth=0.9, linestyle=":")
-    axes.set(xlabel=label, ylabel="top-1 the authors report (%)")
-    axes.set_title("filled: fits; line: no other is both cheaper and more accurate", fontsize=10)
+    axes.set(xlabel=label, ylabel="ImageNet top-1 reported by the authors (%)")
+    axes.set_title("filled: within the limits; line: no other variant is both cheaper and more accurate", fontsize=10)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     figure.savefig(path, dpi=110)
 
 
-def plot_guidelines(lines, titles, path):
-    """Draw each guideline's relative speeds, here and in the paper, into the PNG at `path`; `titles` name the four."""
+def plot_guidelines(lines: list[dict[str, Any]], titles: dict[str, str], path: Path) -> None:
+    """Draw the relative speeds on this device and in the paper into the PNG at `path`.
+
+    `titles` maps each of the four guidelines to its title.
+    """
     figure = new_figure(10, 6)
     for axes, (guideline, title) in zip(figure.subplots(2, 2).flat, titles.items()):
-        own = [line for line in lines if line["guideline"] == guideline]
+        shown = [line for line in lines if line["guideline"] == guideline]
         for offset, key, colour, label in (
             (-0.2, "relative", MACS, "this device"),
             (0.2, "paper_relative", PAPER, "paper, ARM"),
         ):
-            places = [place + offset for place in range(len(own))]
-            bars = axes.barh(places, [line[key] for line in own], height=0.38, color=colour, label=label)
+            places = [place + offset for place in range(len(shown))]
+            bars = axes.barh(places, [line[key] for line in shown], height=0.38, color=colour, label=label)
             axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
-        axes.set_yticks(range(len(own)), [line["line"] for line in own], fontsize=8)
+        axes.set_yticks(range(len(shown)), [line["line"] for line in shown], fontsize=8)
         axes.invert_yaxis()
         axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
-        axes.set_xlim(0, 1.15 * max(line[key] for line in own for key in ("relative", "paper_relative")))
+        axes.set_xlim(0, 1.15 * max(line[key] for line in shown for key in ("relative", "paper_relative")))
         axes.set_title(f"{guideline}: {title}", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False, fontsize=9)
-    figure.supxlabel("images a second, relative to the first line", fontsize=9)
+    figure.supxlabel("images per second, relative to the first row", fontsize=9)
     figure.savefig(path, dpi=110)

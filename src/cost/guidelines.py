@@ -1,16 +1,25 @@
-"""The networks on which ShuffleNetV2 measures its guidelines: https://arxiv.org/abs/1807.11164, tables 1 to 4."""
+"""The networks with which ShuffleNetV2 measures its guidelines: https://arxiv.org/abs/1807.11164, tables 1 to 4."""
 
-from collections import namedtuple
+from collections.abc import Iterable
 from functools import partial
+from typing import Callable, NamedTuple
 
+import mindspore as ms
 from mindspore import nn, ops
 
-BLOCKS = 10  # in each network
-
-Benchmark = namedtuple("Benchmark", "label channels network")  # channels of the network's input
+BLOCKS = 10  # blocks in each network
 
 
-def convolution(in_channels, out_channels, kernel_size=1, groups=1):
+class Benchmark(NamedTuple):
+    """A network to measure. `channels` is the number of its input channels."""
+
+    label: str
+    channels: int
+    network: nn.SequentialCell
+
+
+def convolution(in_channels: int, out_channels: int, kernel_size: int = 1, groups: int = 1) -> nn.Conv2d:
+    """Return a convolution without bias that keeps the feature map's size."""
     return nn.Conv2d(
         in_channels,
         out_channels,
@@ -23,13 +32,13 @@ def convolution(in_channels, out_channels, kernel_size=1, groups=1):
 
 
 class Parallel(nn.Cell):
-    """The sum of `count` 1x1 convolutions of the same input: (1, channels, H, W) to the same shape."""
+    """Add the outputs of `count` parallel 1x1 convolutions: (1, channels, H, W) to the same shape."""
 
-    def __init__(self, channels, count):
+    def __init__(self, channels: int, count: int) -> None:
         super().__init__()
         self.branches = nn.CellList([convolution(channels, channels) for _ in range(count)])
 
-    def construct(self, x):
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
         total = self.branches[0](x)
         for branch in self.branches[1:]:
             total = total + branch(x)
@@ -39,7 +48,7 @@ class Parallel(nn.Cell):
 class Bottleneck(nn.Cell):
     """ResNet's bottleneck without BatchNorm: (1, channels, H, W) to the same shape."""
 
-    def __init__(self, channels, relu, shortcut):
+    def __init__(self, channels: int, relu: bool, shortcut: bool) -> None:
         super().__init__()
         inner = max(1, channels // 4)
         self.reduce = convolution(channels, inner)
@@ -47,7 +56,7 @@ class Bottleneck(nn.Cell):
         self.expand = convolution(inner, channels)
         self.relu, self.shortcut = relu, shortcut
 
-    def construct(self, x):
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
         y = self.reduce(x)
         y = self.spatial(ops.relu(y) if self.relu else y)
         y = self.expand(ops.relu(y) if self.relu else y)
@@ -56,16 +65,16 @@ class Bottleneck(nn.Cell):
         return ops.relu(y) if self.relu else y
 
 
-def stack(label, channels, block):
-    """Return the `Benchmark` of BLOCKS blocks, of which `block()` makes the cells."""
+def stack(label: str, channels: int, block: Callable[..., Iterable[nn.Cell]]) -> Benchmark:
+    """Return the `Benchmark` of BLOCKS blocks; `block()` returns the cells of a block."""
     return Benchmark(label, channels, nn.SequentialCell([cell for _ in range(BLOCKS) for cell in block()]))
 
 
-def benchmarks(channels):
-    """Return each guideline's benchmarks, in the order of the paper's lines.
+def benchmarks(channels: int) -> dict[str, list[Benchmark]]:
+    """Return the benchmarks of each guideline, in the order of the paper's tables.
 
-    `channels` is the paper's c of tables 2 to 4 (ARM: 64); table 1 begins with half of it (32). As channels are whole
-    numbers, the MACs of a guideline's benchmarks agree within some percent only.
+    `channels` is c in the paper's tables 2 to 4 (ARM: 64). Table 1 starts with half of it (32). Channels are whole
+    numbers, so the MACs of a guideline's benchmarks differ by some percent.
     """
 
     def narrowed(factor, multiple=1):
@@ -93,7 +102,7 @@ def benchmarks(channels):
     return {"G1": g1, "G2": g2, "G3": g3, "G4": g4}
 
 
-def stacked_macs(network, image_size):
-    """Return the MACs on a map of `image_size` x `image_size`, which every convolution here keeps."""
+def stacked_macs(network: nn.Cell, image_size: int) -> int:
+    """Return the MACs for feature maps of `image_size` x `image_size`. All convolutions here keep this size."""
     weights = sum(cell.weight.size for _, cell in network.cells_and_names() if isinstance(cell, nn.Conv2d))
     return weights * image_size**2

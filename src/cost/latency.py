@@ -1,28 +1,31 @@
-"""How long a network takes."""
+"""Measure how long a network takes."""
 
+from collections.abc import Sequence
 from statistics import median
 from time import perf_counter
 
 import mindspore as ms
+import numpy as np
+from mindspore import nn
 
 
-def warm_up(network, batch):
-    """Run `network` twice on `batch`, an array, so that it is compiled and what it loads late is loaded."""
+def warm_up(network: nn.Cell, batch: np.ndarray) -> None:
+    """Run `network` twice on `batch`, so that it is compiled and all libraries are loaded."""
     network.set_train(False)
     for _ in range(2):
         network(ms.Tensor(batch)).asnumpy()
 
 
-def median_ms(networks, batches, repeats):
-    """Return the median milliseconds of each of the `networks` on its own of the `batches`, arrays, in `repeats` runs.
+def median_ms(networks: Sequence[nn.Cell], batches: Sequence[np.ndarray], repeats: int) -> list[float]:
+    """Return the median time in milliseconds of `repeats` runs for each network, on the batch with the same index.
 
-    The networks, warm already, take turns, so that what else the machine does meets all of them.
+    The networks must be warm. They take turns, so that other load on the machine affects all of them.
     """
-    batches = [ms.Tensor(batch) for batch in batches]
-    times = [[] for _ in networks]
+    inputs = [ms.Tensor(batch) for batch in batches]
+    times: list[list[float]] = [[] for _ in networks]
     for _ in range(repeats):
-        for network, batch, own in zip(networks, batches, times):
+        for network, batch, network_times in zip(networks, inputs, times):
             start = perf_counter()
             network(batch).asnumpy()
-            own.append((perf_counter() - start) * 1000)
-    return [median(own) for own in times]
+            network_times.append((perf_counter() - start) * 1000)
+    return [median(network_times) for network_times in times]

@@ -1,13 +1,14 @@
-"""The table of networks, zoo.csv: parameters and MACs (1000 classes, 224x224) and top-1 accuracy on ImageNet."""
+"""The table of networks, zoo.csv: parameters and MACs (1000 classes, 224x224 pixels) and top-1 on ImageNet."""
 
 import csv
 from pathlib import Path
+from typing import Any
 
 
-def read_zoo():
-    """Return a dict a variant: model, width, groups (None but for ShuffleNetV1), params, macs and top1.
+def read_zoo() -> list[dict[str, Any]]:
+    """Return a dict per variant: model, width, groups (ShuffleNetV1 only, otherwise None), params, macs and top1.
 
-    `top1` is what the authors report (percent), or None; it was not measured here.
+    `top1` is the percentage that the authors report, or None. We did not measure it.
     """
     with open(Path(__file__).with_name("zoo.csv"), newline="", encoding="utf-8") as file:
         return [

@@ -1,1 +1,1 @@
-"""Datasets, image operations and loading."""
+"""Data sets, image operations and loading."""

@@ -1,5 +1,6 @@
-"""The datasets: where their images are, what is in them, and what is wrong with them. No image is decoded here."""
+"""The table of data sets: how to load each, and which settings of the config fit it. No image is decoded here."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Callable, Optional
 
@@ -8,86 +9,98 @@ import numpy as np
 from src.config.schema import DataConfig, listed
 from src.data.arrays import array_splits, load_cifar, load_digits, load_fashion_mnist, load_mnist
 from src.data.download import SOURCES, download
-from src.data.folders import csv_splits, folder_splits, load_csv, load_image_folder, load_imagenet
+from src.data.folders import csv_splits, folder_splits, load_csv, load_image_folder, load_imagenet, shortened
 from src.data.mindrecord import read_description, read_split
-from src.data.samples import Samples
+from src.data.samples import Samples, root_of
 from src.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """`load(data, split, classes)` returns `Samples`; `data` is the config's section.
+    """How to load a data set, and which settings of the config's section `data` it uses.
 
-    `classes` are those of a checkpoint or of the training split, or None.
+    `load(data, split, classes)` returns `Samples`. `classes` are the class names of a checkpoint or of the training
+    split, or None.
     """
 
-    load: Callable
-    splits: Callable  # splits(data): which of SPLITS it has
+    load: Callable[[DataConfig, str, Optional[Sequence[str]]], Samples]
+    splits: Callable[[DataConfig], tuple[str, ...]]  # splits(data) returns which of SPLITS the data set has
     default_root: Optional[str] = None
     needs_root: bool = True
-    has_files: bool = False  # that may be bad: data.on_bad_image
-    takes_fraction: bool = False  # data.val_fraction
+    has_files: bool = False  # image files can be bad, so data.on_bad_image is supported
+    takes_fraction: bool = False  # data.val_fraction is supported
 
 
-def load_samples(data, split, classes=None):
-    """Return the `Samples` of a split of the dataset that the config's section `data` names.
+def load_samples(data: DataConfig, split: str, classes: Optional[Sequence[str]] = None) -> Samples:
+    """Return the `Samples` of a split of the data set that the config's section `data` names.
 
-    `split` is one of SPLITS, or "eval": what training evaluates on, val where the set has one and else test. With
-    `classes`, the class names of a checkpoint, labels index into those; a class that they lack is a `UserError`.
+    `split` is one of SPLITS, or "eval": the split that training evaluates, which is val, or test if there is no val.
+    With `classes`, the class names of a checkpoint, the labels are indices of `classes`. A class of the data set that
+    is missing there is a `UserError`.
     """
     if data.download:
-        download(data.name, data.root)
+        download(data.name, root_of(data))
     samples = DATASETS[data.name].load(data, split, classes)
-    # A network may have more outputs than the data has classes (model.classes); those have names at the end.
+    # A network may have more outputs than the data has classes (model.classes). Their names come last in `classes`.
     if classes is not None and list(classes)[: len(samples.classes)] != samples.classes:
-        raise UserError(f"data.name: {data.name} has other classes than the checkpoint: {', '.join(samples.classes)}")
+        raise UserError(
+            f"data.name: the classes of {data.name} are not the checkpoint's (found {shortened(samples.classes)}, "
+            f"expected {shortened(list(classes))})"
+        )
     return samples
 
 
 def resolve_data(data: DataConfig) -> None:
-    """Give `data.root` the data set's default; a setting that does not fit the set is a `ValueError` with its key."""
+    """Set `data.root` to the data set's default; raise a `ValueError` for a setting that the data set does not use.
+
+    The message begins with the key.
+    """
     if data.name not in DATASETS:
         raise ValueError(
             f"data.name: {data.name!r} is not one of {listed(DATASETS)}{did_you_mean(data.name, DATASETS)}"
         )
     dataset = DATASETS[data.name]
+    found = f"found data.name={data.name}"
     if not dataset.needs_root and data.root is not None:
-        raise ValueError(f"data.root: {data.root!r} is not used: {data.name} comes with scikit-learn, leave it out")
+        raise ValueError(f"data.root: is not used with data.name={data.name} (found {data.root!r}); leave it out")
     if data.download and data.name not in DOWNLOADABLE:
-        raise ValueError(f"data.download: true is for {listed(DOWNLOADABLE)} only, not {data.name}")
+        raise ValueError(f"data.download: is supported for {listed(DOWNLOADABLE)} only ({found}); leave it out")
     if data.val_fraction is not None and not dataset.takes_fraction:
-        raise ValueError(f"data.val_fraction: {data.val_fraction} is for image folders only, not {data.name}")
+        raise ValueError(f"data.val_fraction: is supported for image folders only ({found}); leave it out")
     if data.on_bad_image != "error" and not dataset.has_files:
-        raise ValueError(f"data.on_bad_image: {data.on_bad_image} is for image files only, not {data.name}")
+        raise ValueError(f"data.on_bad_image: is supported for image files only ({found}); leave it out")
     if data.root is None and dataset.needs_root:
         data.root = f"data/{data.name}" if data.download else dataset.default_root
         if data.root is None:
-            raise ValueError(f"data.root: the folder of {data.name} must be given")
+            raise ValueError(f"data.root: must be given with data.name={data.name}; set it to the data set's folder")
 
 
-def splits_of(data):
-    """Return which of SPLITS the dataset of the config's section `data` has."""
+def splits_of(data: DataConfig) -> tuple[str, ...]:
+    """Return which of SPLITS the data set of the config's section `data` has."""
     return DATASETS[data.name].splits(data)
 
 
-def mindrecord_splits(data):
-    return tuple(read_description(data.root)["splits"])
+def mindrecord_splits(data: DataConfig) -> tuple[str, ...]:
+    """Return the splits of a packed data set."""
+    return tuple(read_description(root_of(data))["splits"])
 
 
-def load_mindrecord(data, split, classes):
-    """What tools/make_mindrecord.py packed."""
-    description = read_description(data.root)
+def load_mindrecord(data: DataConfig, split: str, classes: Optional[Sequence[str]]) -> Samples:
+    """Return the samples of a split that tools/make_mindrecord.py has packed."""
+    root = root_of(data)
+    description = read_description(root)
+    names, splits = description["classes"], description["splits"]
     wanted = {"eval": ("val", "test"), "test": ("test", "val")}.get(split, (split,))
-    split = next((name for name in wanted if name in description["splits"]), None)
-    if split is None:
-        raise UserError(f"data.root: {data.root} has no {wanted[0]} images, only {', '.join(description['splits'])}")
-    described, names = description["splits"][split], description["classes"]
-    classes = names if classes is None else list(classes)
-    lacking = [name for name in names if name not in classes]
-    if lacking:
-        raise UserError(f"data.root: {data.root}: the class {lacking[0]} is not among those trained")
-    own = np.array([classes.index(name) for name in names], np.int32)
-    return Samples(read_split(data.root, described), own[described["labels"]], classes)
+    present = next((name for name in wanted if name in splits), None)
+    if present is None:
+        raise UserError(f"data.root: {root} has no {wanted[0]} split (found {', '.join(splits)})")
+    known = names if classes is None else list(classes)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UserError(f"data.root: {root}: unknown class (found {unknown[0]}, expected one of {shortened(known)})")
+    label_of = np.array([known.index(name) for name in names], np.int32)  # label of each packed label
+    described = splits[present]
+    return Samples(read_split(root, described), label_of[described["labels"]], known)
 
 
 DATASETS = {

@@ -1,4 +1,4 @@
-"""Fetching the standard sets: checked against their known hashes, tried again, and unpacked all or not at all."""
+"""Download of the standard data sets: with checksums and retries; an archive is unpacked completely or not at all."""
 
 import os
 import shutil
@@ -7,23 +7,23 @@ import tarfile
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Union
 
 import pooch
 import requests
 
 from src.errors import UserError
 
-ATTEMPTS_MORE = 2
-TIMEOUT = 30  # seconds without an answer
+RETRIES = 2
+TIMEOUT = 30  # seconds to wait for the server
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a set's files are; `folder` is what an archive among them unpacks to."""
+    """Where the files of a data set are. If one is an archive, it unpacks to `folder`."""
 
     url: str
-    md5: dict  # file name: its hash, as the set's authors or torchvision publish it
+    md5: dict[str, str]  # file name: its MD5 checksum, as the authors of the data set or torchvision publish it
     folder: Optional[str] = None
 
 
@@ -59,53 +59,55 @@ SOURCES = {
 }
 
 
-def download(name, root, sources=SOURCES):
-    """Fetch into the folder `root` what of the set `name` is missing there; a `UserError` says what to place where."""
+def download(name: str, root: Union[str, Path], sources: dict[str, Source] = SOURCES) -> None:
+    """Download the missing files of the data set `name` into the folder `root`.
+
+    If that fails, a `UserError` says which file the user should place where.
+    """
     source, root = sources[name], Path(root)
     if source.folder and (root / source.folder).is_dir():
         return
     pooch.get_logger().setLevel("ERROR")
     registry = {file: f"md5:{digest}" for file, digest in source.md5.items()}
-    fetcher = pooch.create(root, source.url, registry=registry, retry_if_failed=ATTEMPTS_MORE)
-    way = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=TIMEOUT)
+    fetcher = pooch.create(root, source.url, registry=registry, retry_if_failed=RETRIES)
+    downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=TIMEOUT)
     for file in source.md5:
-        if not (root / file.removesuffix(".gz")).is_file():  # an idx file may lie there unpacked
-            fetch(fetcher, file, way, root)
+        if not (root / file.removesuffix(".gz")).is_file():  # the user may have unpacked an idx file
+            fetch(fetcher, file, downloader, root)
     if source.folder:
         unpack(root / next(iter(source.md5)), root, source.folder)
 
 
-def fetch(fetcher, file, way, root):
-    """Fetch one file; pooch puts it in place when it is complete and its hash is right."""
+def fetch(fetcher: pooch.Pooch, file: str, downloader: pooch.HTTPDownloader, root: Path) -> None:
+    """Download one file; pooch puts it into `root` once it is complete and its checksum is right."""
     url, by_hand = fetcher.get_url(file), f"place {file} ({fetcher.registry[file]}) into {root} by hand"
     try:
-        fetcher.fetch(file, downloader=way)
+        fetcher.fetch(file, downloader=downloader)
     except requests.RequestException as error:
-        raise UserError(f"data.download: {url} cannot be fetched ({reason(error)}); {by_hand}") from None
+        raise UserError(f"data.download: {url}: download failed ({reason_of(error)}); {by_hand}") from None
     except ValueError:
-        raise UserError(f"data.download: {url} has not the hash that it should have; {by_hand}") from None
+        raise UserError(f"data.download: {url}: checksum mismatch; {by_hand}") from None
 
 
-def reason(error):
-    """Return what went wrong with a request, in few words."""
+def reason_of(error: requests.RequestException) -> str:
+    """Return in a few words why a request failed."""
     if isinstance(error, requests.HTTPError):
         return f"status {error.response.status_code}"
     return "no answer" if isinstance(error, requests.Timeout) else "no connection"
 
 
-def unpack(archive, root, folder):
-    """Unpack a .tar.gz so that `folder` is there complete or not at all, and remove the archive."""
+def unpack(archive: Path, root: Path, folder: str) -> None:
+    """Unpack a .tar.gz so that `folder` exists only if it is complete, and remove the archive."""
     with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking-") as partial:
         try:
             with tarfile.open(archive) as packed:
                 for member in packed.getmembers():
-                    if member.isfile():
-                        target = Path(partial) / Path(member.name).name
-                        with packed.extractfile(member) as source, open(target, "wb") as copy:
+                    if member.isfile() and (source := packed.extractfile(member)):
+                        with source, open(Path(partial) / Path(member.name).name, "wb") as copy:
                             shutil.copyfileobj(source, copy)
         except (tarfile.TarError, EOFError) as error:
             raise UserError(f"{archive}: is damaged: {error}") from None
         os.chmod(partial, 0o755)
         os.replace(partial, root / folder)
-        os.mkdir(partial)  # for TemporaryDirectory to remove
+        os.mkdir(partial)  # TemporaryDirectory expects a folder to remove.
     archive.unlink()

@@ -1,13 +1,15 @@
-"""Image files as bytes: what is wrong with them, and bytes of the same picture that MindSpore's decoder reads right.
+"""Image files as bytes: find their defects, and convert them to bytes that MindSpore's decoder reads correctly.
 
-MindSpore's decoder (2.7.0, measured) ends the process on many a damaged JPEG, ignores orientation and knows no WebP. So
-it gets sound, upright JPEG and PNG as they are, and anything else goes through Pillow.
+MindSpore's decoder (2.7.0, measured) ends the process on many damaged JPEGs, ignores the EXIF orientation and does not
+support WebP. So it gets only valid, upright JPEG and PNG files unchanged. Pillow decodes all other files.
 """
 
 import io
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, BinaryIO, Optional
 
 import numpy as np
 from mindspore.dataset import vision
@@ -16,10 +18,10 @@ from PIL import Image
 from src.data.jpeg import MAX_PIXELS, check_jpeg
 
 FORMATS = ("JPEG", "PNG", "BMP", "WebP", "TIFF")
-# A file of such a name is meant to be an image; another one counts only if its first bytes say that it is one.
+# A file with one of these extensions is meant to be an image. Another file is an image if its first bytes say so.
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".heic", ".avif")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-ORIENTATION = 0x0112  # the EXIF tag; values 2 to 8 are the ways to turn the picture upright
+ORIENTATION = 0x0112  # the EXIF tag; UPRIGHT maps each of its values, except 1, to the way to turn the image upright
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -32,35 +34,36 @@ UPRIGHT = {
 
 
 class ImageError(ValueError):
-    """An image that cannot be decoded; the message says why, without the file's name."""
+    """An image cannot be decoded; the message gives the reason, without the file's name."""
 
 
-def format_of(head):
-    """Return which of FORMATS a file's first 12 bytes begin, or None."""
+def format_of(head: bytes) -> Optional[str]:
+    """Return which of FORMATS a file has, by its first 12 bytes, or None."""
     if head.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if head.startswith(PNG_SIGNATURE):
         return "PNG"
-    if head.startswith(b"BM") and head[6:10] == bytes(4):  # more than two letters, which a text may begin with
+    if head.startswith(b"BM") and head[6:10] == bytes(4):  # a text may begin with BM
         return "BMP"
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WebP"
     return "TIFF" if head[:4] in (b"II*\0", b"MM\0*") else None
 
 
-def examine(path):
-    """Return whether the file at `path` is, or by its name should be, an image, and what is wrong with it, or None.
+def examine(path: str) -> tuple[bool, Optional[str]]:
+    """Return (whether a file is meant to be an image, its defect or None).
 
-    A hidden file is none. It is decoded only where its end looks wrong.
+    A file is meant to be an image if its first bytes or its extension say so. Hidden files are not images. A file is
+    decoded only if its end looks truncated.
     """
     if os.path.basename(path).startswith("."):
         return False, None
-    named_so = os.path.splitext(path)[1].lower() in SUFFIXES
+    has_image_suffix = os.path.splitext(path)[1].lower() in SUFFIXES
     try:
         with open(path, "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             head = file.read(12)
-            if not named_so and format_of(head) is None:
+            if not has_image_suffix and format_of(head) is None:
                 return False, None
             if not has_end(file, head, size):
                 file.seek(0)
@@ -72,8 +75,11 @@ def examine(path):
     return True, None
 
 
-def has_end(file, head, size):
-    """Tell whether an open file ends as its format demands, which one cut short does not; False where unknown."""
+def has_end(file: BinaryIO, head: bytes, size: int) -> bool:
+    """Return whether an open file has the end that its format requires; False if the format is not known.
+
+    `head` is the first 12 bytes and `size` the number of bytes. A truncated file lacks its end.
+    """
     kind = format_of(head)
     if kind in ("JPEG", "PNG"):
         file.seek(max(0, size - 64))
@@ -84,90 +90,96 @@ def has_end(file, head, size):
     return False
 
 
-def decodable(content):
-    """Return bytes that MindSpore's decoder turns into the upright RGB picture of an image file's `content`.
+def decodable(content: bytes) -> bytes:
+    """Return bytes that MindSpore's decoder turns into the upright RGB image of an image file's `content`.
 
-    A picture that cannot be decoded is a `ImageError`. Gray becomes RGB, transparency is dropped, 16 bits become 8.
+    Gray becomes RGB, transparency is dropped, 16 bits become 8. Raise an `ImageError` if the image cannot be decoded.
     """
     if not content:
         raise ImageError("is empty")
     kind = format_of(content[:12])
-    check = {"JPEG": check_jpeg, "PNG": check_png}.get(kind)
-    exif = check(content) if check else None
+    exif = None
+    if kind == "JPEG":
+        exif = check_jpeg(content)
+    elif kind == "PNG":
+        exif = check_png(content)
     if exif is not None and orientation_of(exif) is None:
         return content
     return bitmap(content)
 
 
-def bitmap(content):
-    """Return the BMP of the upright RGB picture in an image file's `content`."""
+def bitmap(content: bytes) -> bytes:
+    """Return an image file's `content`, decoded by Pillow, as a BMP of the upright RGB image."""
     written = io.BytesIO()
     decode(content).save(written, "BMP")
     return written.getvalue()
 
 
-def decode(content):
-    """Return the upright RGB picture of an image file's `content`, a Pillow image; one without is a `ImageError`."""
+def decode(content: bytes) -> Image.Image:
+    """Return the upright RGB image of an image file's `content`; raise an `ImageError` if it cannot be decoded."""
     kind = format_of(content[:12])
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content)) as file:
             if kind is None:
-                raise ImageError(f"is a {image.format} image; supported are {', '.join(FORMATS)}")
-            image.load()
-            orientation = orientation_of(image.info.get("exif")) if kind != "TIFF" else None
-            image = image.transpose(UPRIGHT[orientation]) if orientation else image
+                raise ImageError(f"has an unsupported format (found {file.format}, expected {', '.join(FORMATS)})")
+            file.load()
+            orientation = orientation_of(file.info.get("exif")) if kind != "TIFF" else None
+            image = file.transpose(UPRIGHT[orientation]) if orientation else file
             if image.mode.startswith("I;16"):
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if image.mode in ("I", "F"):
-                raise ImageError("has pixels of 32 bits; supported are 8 and 16")
+                raise ImageError("has an unsupported pixel type (found 32 bits, expected 8 or 16)")
             return image.convert("RGB")
     except ImageError:
         raise
     except Image.UnidentifiedImageError:
-        raise ImageError("is no image" if kind is None else f"is a damaged {kind} image") from None
-    except Exception as error:  # on damaged files Pillow raises whatever its parsers meet
+        raise ImageError("is not an image" if kind is None else f"is a damaged {kind} image") from None
+    except Exception as error:  # Pillow raises many types of exception on damaged files.
         raise ImageError(f"is a damaged image: {error}") from None
 
 
-def size_of(content):
-    """Return (width, height) of what `decodable` returned."""
+def size_of(content: bytes) -> tuple[int, int]:
+    """Return (width, height) in pixels of an image that `decodable` returned."""
     with Image.open(io.BytesIO(content)) as image:
         return image.size
 
 
-def decoder_takes(content, operations=()):
-    """Tell whether MindSpore's decoder, and further `operations`, take what `decodable` returned."""
+def decoder_takes(content: bytes, operations: Sequence[Any] = ()) -> bool:
+    """Return whether MindSpore's decoder, and further `operations`, accept the bytes that `decodable` returned."""
     encoded = np.frombuffer(content, np.uint8)
     try:
         for operation in (vision.Decode(), *operations):
             operation(encoded)
     except RuntimeError:
-        remove_left_behind()
+        remove_abnormal_images()
         return False
     return True
 
 
-def remove_left_behind():
-    """Remove the copy of a bad image that MindSpore's decoder leaves in the working folder."""
-    for left_behind in Path().glob("abnormal_image.*"):
-        left_behind.unlink(missing_ok=True)
+def remove_abnormal_images() -> None:
+    """Remove the copies of bad images that MindSpore's decoder writes into the working folder."""
+    for copy in Path().glob("abnormal_image.*"):
+        copy.unlink(missing_ok=True)
 
 
-def orientation_of(exif):
-    """Return the key of UPRIGHT that EXIF bytes name, or None; damaged ones say nothing."""
+def orientation_of(exif: Optional[bytes]) -> Optional[int]:
+    """Return the orientation in EXIF bytes, a key of UPRIGHT; None if the image is upright or the bytes are damaged."""
     if not exif:
         return None
     found = Image.Exif()
     try:
         found.load(exif)
         value = found.get(ORIENTATION)
-    except Exception:  # as above
+    except Exception:  # Pillow raises many types of exception on damaged EXIF bytes too.
         return None
     return value if value in UPRIGHT else None
 
 
-def check_png(content):
-    """Return the EXIF bytes of a PNG that is whole and of a sane size, empty where it has none; else None."""
+def check_png(content: bytes) -> Optional[bytes]:
+    """Return the EXIF bytes of a valid PNG, empty if it has no EXIF; return None for any other PNG.
+
+    Valid: all chunks are complete, have the right checksum and an image of 1 to MAX_PIXELS pixels.
+    """
     view, position, kind, has_pixels, exif = memoryview(content), len(PNG_SIGNATURE), None, False, b""
     while kind != b"IEND":
         head = content[position : position + 8]

@@ -1,21 +1,25 @@
-"""The syntax of JPEG files (ITU T.81, annex B): what a decoder may rely on before it gets to the pixels."""
+"""The syntax of JPEG files (ITU T.81, annex B): check everything that a decoder relies on, except the coded pixels."""
 
 import re
+from typing import Optional
 
-MAX_PIXELS = 2 * 89_478_485  # Pillow's own limit: what claims more is an attack or a damaged header
+MAX_PIXELS = 2 * 89_478_485  # Pillow's limit: a larger size means an attack or a damaged header
 SOF, DHT, EOI, SOS, DQT, DRI, APP1, COM = (0xC0, 0xC1, 0xC2), 0xC4, 0xD9, 0xDA, 0xDB, 0xDD, 0xE1, 0xFE
 PROGRESSIVE = 0xC2
 APPLICATION = range(0xE0, 0xF0)
-MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # in coded data; FF 00 is a coded byte, FF D0 to D7 restart it
+# A marker ends the coded data. Inside coded data, FF 00 is a byte and FF D0 to FF D7 are restarts.
+MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
-def check_jpeg(content):
-    """Return a sound JPEG's EXIF bytes, empty where it has none, and None for any JPEG that is not certainly sound.
+def check_jpeg(content: bytes) -> Optional[bytes]:
+    """Return the EXIF bytes of a valid JPEG, empty if it has no EXIF; return None for any other JPEG.
 
-    Sound: whole, with all segments and tables valid, Huffman-coded baseline, extended or progressive with 8 bits, gray
-    or of three components. Errors in the coded pixels themselves no decoder can tell from a picture.
+    Valid: complete, all segments and tables correct, Huffman-coded, baseline, extended or progressive, 8 bits, gray or
+    three components. Errors in the coded pixels are not found, because they decode to an image too.
     """
-    position, tables, frame, scans, exif = 2, set(), None, 0, b""
+    position, scans, exif = 2, 0, b""
+    tables: set[tuple[str, int]] = set()
+    frame: Optional[bytes] = None
     while content[position : position + 2] != bytes((0xFF, EOI)):
         if position + 4 > len(content) or content[position] != 0xFF:
             return None
@@ -42,15 +46,15 @@ def check_jpeg(content):
     return exif if scans else None
 
 
-def huffman_tables(body):
-    """Return the names, such as ("ac", 0), of the valid tables in a DHT segment; empty if one is not (B.2.4.2)."""
+def huffman_tables(body: bytes) -> set[tuple[str, int]]:
+    """Return the names, such as ("ac", 0), of the tables in a DHT segment; empty if a table is invalid (B.2.4.2)."""
     names, position = set(), 0
     while position < len(body):
         kind, index, counts = body[position] >> 4, body[position] & 15, body[position + 1 : position + 17]
         symbols = body[position + 17 : position + 17 + sum(counts)]
         if kind > 1 or index > 3 or len(counts) < 16 or len(symbols) < sum(counts) or sum(counts) > 256:
             return set()
-        # Codes of each length follow those of the length before (C.2), and must not outgrow it.
+        # The codes of a length continue after the shorter codes (C.2), and must fit into this number of bits.
         code = 0
         for length, count in enumerate(counts, 1):
             code = 2 * code + count
@@ -63,8 +67,8 @@ def huffman_tables(body):
     return names
 
 
-def quantization_tables(body):
-    """Return the names, such as ("quantization", 0), of the tables in a DQT segment; empty if one is not valid."""
+def quantization_tables(body: bytes) -> set[tuple[str, int]]:
+    """Return the names, such as ("quantization", 0), of the tables in a DQT segment; empty if a table is invalid."""
     names, position = set(), 0
     while position < len(body):
         wide, index = body[position] >> 4, body[position] & 15
@@ -75,13 +79,16 @@ def quantization_tables(body):
     return names
 
 
-def components_of(frame):
+def components_of(frame: bytes) -> list[tuple[int, int, int, int]]:
     """Return (identifier, horizontal sampling, vertical sampling, quantization table) of a frame's components."""
     return [(frame[i], frame[i + 1] >> 4, frame[i + 1] & 15, frame[i + 2]) for i in range(6, len(frame), 3)]
 
 
-def is_frame(body):
-    """Tell whether a SOF segment says: 8 bits, gray or three components, of a sane size and a usual sampling."""
+def is_frame(body: bytes) -> bool:
+    """Return whether a SOF segment is supported.
+
+    That is: 8 bits, gray or three components, 1 to MAX_PIXELS pixels, and a usual chroma subsampling.
+    """
     if len(body) not in (9, 15) or body[0] != 8 or len(body) != 6 + 3 * body[5]:
         return False
     height, width = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
@@ -95,8 +102,8 @@ def is_frame(body):
     )
 
 
-def is_scan(body, frame, progressive, tables):
-    """Tell whether a SOS segment fits the frame and has the tables that its components need (B.2.3)."""
+def is_scan(body: bytes, frame: bytes, progressive: bool, tables: set[tuple[str, int]]) -> bool:
+    """Return whether a SOS segment fits the frame, and all tables that its components need are there (B.2.3)."""
     count = body[0] if body else 0
     if not count or len(body) != 4 + 2 * count:
         return False

@@ -1,16 +1,17 @@
-"""The JPEG decoder of MindSpore's image operators."""
+"""Speed up the JPEG decoder of MindSpore's image operators."""
 
 import ctypes
 import importlib
 from pathlib import Path
 
 
-def share_libjpeg():
-    """Let MindSpore's operators decode with the libjpeg-turbo that Pillow brings; of use before MindSpore is imported.
+def share_libjpeg() -> None:
+    """Let MindSpore's operators decode JPEGs with Pillow's libjpeg-turbo; call it before MindSpore is imported.
 
-    MindSpore's own copy (2.7.0 to 2.10.0) was built without vector instructions, Pillow's with them: the same pixels in
-    two thirds of the time. Its functions are found by name, and so where all can see them first. Where Pillow has
-    another libjpeg, or the system is not Linux, MindSpore goes on with its own.
+    MindSpore's copy of the library (2.7.0 to 2.10.0) was built without vector instructions, Pillow's copy with them: it
+    gives the same pixels in two thirds of the time. The dynamic linker looks up functions by name, first in the
+    libraries that are visible to the whole process. So this function makes Pillow's copy visible. If Pillow has another
+    libjpeg, or the system is not Linux, MindSpore uses its copy.
     """
     importlib.import_module("PIL._imaging")
     try:
@@ -19,6 +20,6 @@ def share_libjpeg():
         return
     for path in {line.split(maxsplit=5)[-1] for line in mapped}:
         name = path.rpartition("/")[2]
-        # 62 is the binary interface of both; cropping is what libjpeg-turbo has and the older libjpeg 6b lacks.
+        # Both copies have binary interface 62. Only libjpeg-turbo can crop; the older libjpeg 6b cannot.
         if name.startswith("libjpeg") and ".so.62" in name and hasattr(ctypes.CDLL(path), "jpeg_crop_scanline"):
             ctypes.CDLL(path, ctypes.RTLD_GLOBAL)

@@ -1,14 +1,16 @@
-"""Datasets packed into a few MindRecord files, for file systems that are slow with many small ones.
+"""Data sets packed into a few MindRecord files, for file systems that are slow with many small files.
 
-A folder holds them with `dataset.json`: class names, and for each split its files, the number of images, their labels
-and, of arrays, their shape. An image is a record of bytes: an encoded file that MindSpore's decoder reads right, or an
-array's pixels.
+The folder of the files has a `dataset.json`: the class names and, for each split, its files, the labels of its images
+and, for arrays, the shape of an image. An image is a record of bytes: an encoded file that MindSpore's decoder reads
+correctly, or the pixels of an array.
 """
 
 import itertools
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Union
 
 import mindspore.dataset as ds
 import numpy as np
@@ -23,61 +25,73 @@ RECORDS_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class Packed:
-    """Encoded images in MindRecord `files`: those of the numbers `indices` among all of them."""
+    """Images in MindRecord `files`: among all images of the files, the images with the numbers `indices`."""
 
-    files: tuple
+    files: tuple[str, ...]
     indices: np.ndarray
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, chosen):
+    def __getitem__(self, chosen: Any) -> "Packed":
         return Packed(self.files, self.indices[chosen])
 
-    def pipeline(self, order, workers):
-        """Return MindSpore's dataset of the one column `image`, an array (1) of bytes, in the given order."""
+    def pipeline(self, order: np.ndarray, workers: int) -> ds.MindDataset:
+        """Return MindSpore's data set of the images in the given order.
+
+        Its only column is `image`: the bytes of an image, uint8 (number of bytes).
+        """
         numbers = [int(number) for number in self.indices[order]]
         sampler = ds.SubsetSampler(numbers)
         return ds.MindDataset(list(self.files), ["image"], num_parallel_workers=workers, sampler=sampler)
 
 
-def write_split(folder, split, contents, per_file):
-    """Write the bytes that `contents` yields into MindRecord files of `per_file` images each; return their names."""
-    names = []
+def write_split(folder: Union[str, Path], split: str, contents: Iterable[bytes], per_file: int) -> list[str]:
+    """Write the images in `contents` into MindRecord files of `per_file` images each; return the names of the files."""
+    names: list[str] = []
     contents = iter(contents)
     while first := list(itertools.islice(contents, 1)):
         names.append(f"{split}-{len(names):03d}.mindrecord")
-        # A writer of several files would deal its rows out to them, and mix up their order.
+        # Each file gets its own writer: a writer of several files would change the order of the images.
         writer = FileWriter(str(Path(folder) / names[-1]), shard_num=1)
         writer.add_schema({"image": {"type": "bytes"}}, "images")
-        own = itertools.chain(first, itertools.islice(contents, per_file - 1))
-        while records := [{"image": content} for content in itertools.islice(own, RECORDS_AT_ONCE)]:
+        file_contents = itertools.chain(first, itertools.islice(contents, per_file - 1))
+        while records := [{"image": content} for content in itertools.islice(file_contents, RECORDS_AT_ONCE)]:
             writer.write_raw_data(records)
         writer.commit()
     return names
 
 
-def read_description(root):
-    """Return the content of a packed dataset's `dataset.json`."""
+def read_description(root: Union[str, Path]) -> dict[str, Any]:
+    """Return the content of a packed data set's `dataset.json`."""
     path = Path(root) / DESCRIPTION
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"data.root: {path}: no such file; tools/make_mindrecord.py writes it") from None
     except ValueError:
-        raise UserError(f"{path}: is cut short or damaged") from None
+        raise UserError(f"{path}: is truncated or damaged") from None
     if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise UserError(f"{path}: is not of format {FORMAT}, which this version reads")
+        found = description.get("format") if isinstance(description, dict) else None
+        raise UserError(
+            f"{path}: unsupported format (found {found}, expected {FORMAT}); pack the data set again with "
+            "tools/make_mindrecord.py"
+        )
     return description
 
 
-def read_split(root, described):
-    """Return the images of a split: `Packed`, or uint8 arrays (N, H, W, C) where these were packed."""
+def read_split(root: Union[str, Path], described: dict[str, Any]) -> Union[Packed, np.ndarray]:
+    """Return the images of a split: `Packed` encoded files, or uint8 arrays (N, H, W, C) if arrays were packed.
+
+    `described` is the split's part of `dataset.json`.
+    """
     files = tuple(str(Path(root) / name) for name in described["files"])
     for file in files:
         for needed in (file, f"{file}.db"):
             if not Path(needed).is_file():
-                raise UserError(f"data.root: {needed}: no such file; tools/make_mindrecord.py wrote it")
+                raise UserError(
+                    f"data.root: {needed}: no such file; pack the data set again with tools/make_mindrecord.py"
+                )
     packed = Packed(files, np.arange(len(described["labels"])))
     if described["shape"] is None:
         return packed
@@ -85,4 +99,4 @@ def read_split(root, described):
     try:
         return np.stack([np.frombuffer(row.tobytes(), np.uint8).reshape(described["shape"]) for (row,) in rows])
     except (RuntimeError, ValueError):
-        raise UserError(f"{files[0]}: is damaged, or does not belong to {DESCRIPTION}") from None
+        raise UserError(f"{files[0]}: is damaged, or {DESCRIPTION} describes other images") from None

@@ -1,1 +1,1 @@
-"""Files for devices, verified on real images."""
+"""Export to files for devices, verified on real images."""

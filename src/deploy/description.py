@@ -1,9 +1,9 @@
-"""The description beside an artefact, PATH.json: all that an application needs, and what was proven of the file."""
+"""The description beside an exported file, PATH.json: what an application needs, and how the file was verified."""
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal, Optional
+from typing import Any, Literal, Optional, Union, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -11,12 +11,13 @@ from src.errors import UserError
 from src.files import write_json
 from src.versions import versions
 
-FORMATS = ("mindir", "onnx", "ms", "air")  # and endings of the files
-VERSION = 1  # of this description
+Format = Literal["mindir", "onnx", "ms", "air"]  # also the extensions of the files
+FORMATS: tuple[str, ...] = get_args(Format)
+VERSION: Literal[1] = 1  # of the description's format
 
 
 class Part(BaseModel):
-    """A group of keys: unknown and missing ones are errors."""
+    """A group of keys; an unknown or missing key is an error."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -24,10 +25,10 @@ class Part(BaseModel):
 class Input(Part):
     name: str
     kind: Literal["image", "tensor"]
-    shape: list[int] = Field(description="with the batch; fixed")
+    shape: list[int] = Field(description="fixed; the first number is the batch size")
     dtype: Literal["uint8", "float32"]
     layout: Literal["NHWC", "NCHW"]
-    range: str = Field(description="what the numbers mean")
+    range: str = Field(description="meaning of the numbers")
     colour: Literal["RGB", "gray"]
 
 
@@ -38,10 +39,10 @@ class Output(Part):
 
 
 class Preprocessing(Part):
-    inside_the_file: bool = Field(description="whether the file itself normalises; resizing is always outside")
+    inside_the_file: bool = Field(description="whether the file normalises pixels; the application always resizes")
     mean: list[float] = Field(description="per channel, of pixels scaled to 0..1")
     std: list[float]
-    image_size: int = Field(description="pixels, height and width after the centre crop")
+    image_size: int = Field(description="height and width in pixels after the centre crop")
     crop_fraction: float = Field(description="image_size / short side before the centre crop")
 
 
@@ -49,46 +50,56 @@ class Source(Part):
     file: str
     sha256: str
     epoch: int
-    top1: Optional[float] = Field(description="best of the run on its test split, fraction of 1")
-    config: dict = Field(description="the run's resolved settings")
+    top1: Optional[float] = Field(description="best top-1 of the run on its test split, as a fraction of 1")
+    config: dict[str, Any] = Field(description="the run's resolved settings")
 
 
 class RuntimeCheck(Part):
     runtime: str
     version: str
-    max_difference: float = Field(description="to the checkpoint's logits, of probabilities to their logarithms")
-    agreement: float = Field(description="share of the images with the checkpoint's top-1 class")
-    top1: float = Field(description="of the file itself, fraction of 1")
+    max_difference: float = Field(
+        description="largest difference from the checkpoint's logits; for probabilities, of the logarithms"
+    )
+    agreement: float = Field(description="share of the images with the same top-1 class as the checkpoint")
+    top1: float = Field(description="top-1 of the exported file, as a fraction of 1")
 
 
 class Verification(Part):
     images: int
-    checkpoint_top1: float = Field(description="on the same images")
-    runtimes: list[RuntimeCheck] = Field(description="each runtime that the file was run on; none for AIR")
+    checkpoint_top1: float = Field(description="top-1 of the checkpoint on the same images, as a fraction of 1")
+    runtimes: list[RuntimeCheck] = Field(description="each runtime that ran the file; empty for AIR")
 
 
 class Description(Part):
     """The content of PATH.json."""
 
     version: Literal[1]
-    format: Literal["mindir", "onnx", "ms", "air"]
+    format: Format
     mindir_version: Optional[int] = Field(description="null for other formats")
     precision: Literal["float32", "float16", "int8"]
-    sha256: str = Field(description="of the artefact")
-    size: int = Field(description="of the artefact, bytes")
+    sha256: str = Field(description="SHA-256 of the exported file")
+    size: int = Field(description="size of the exported file in bytes")
     input: Input
     output: Output
     classes: list[str] = Field(description="names, in the order of the outputs")
     preprocessing: Preprocessing
     checkpoint: Source
     verification: Verification
-    made_by: dict[str, str] = Field(description="versions of what wrote the file")
+    made_by: dict[str, str] = Field(description="versions of the software that wrote the file")
 
 
-def describe(checkpoint, artefact, graph_input, graph_output, options, verification):
-    """Return the `Description` of the file `artefact`, which was made from `checkpoint`.
+# export.py --help reads this module, so it must not import MindSpore: `Checkpoint`, `Value` and `Options` are Any here.
+def describe(
+    checkpoint: Any,
+    exported: Union[str, Path],
+    graph_input: Any,
+    graph_output: Any,
+    options: Any,
+    verification: Verification,
+) -> Description:
+    """Return the `Description` of the file `exported`, which was written from the `Checkpoint` `checkpoint`.
 
-    `graph_input` and `graph_output` are the graph's values, `options` the exporter's.
+    `graph_input` and `graph_output` are the graph's `Value`s; `options` are the export's `Options`.
     """
     data = checkpoint.config.data
     takes_images = options.input == "image"
@@ -97,8 +108,8 @@ def describe(checkpoint, artefact, graph_input, graph_output, options, verificat
         format=options.format,
         mindir_version=options.mindir_version if options.format == "mindir" else None,
         precision=options.precision,
-        sha256=sha256(artefact),
-        size=Path(artefact).stat().st_size,
+        sha256=sha256(exported),
+        size=Path(exported).stat().st_size,
         input=Input(
             name=graph_input.name,
             kind=options.input,
@@ -125,7 +136,7 @@ def describe(checkpoint, artefact, graph_input, graph_output, options, verificat
             file=checkpoint.path.name,
             sha256=sha256(checkpoint.path),
             epoch=checkpoint.epoch,
-            top1=checkpoint.best.get("top1"),
+            top1=(checkpoint.best or {}).get("top1"),
             config=checkpoint.config.model_dump(),
         ),
         verification=verification,
@@ -133,32 +144,44 @@ def describe(checkpoint, artefact, graph_input, graph_output, options, verificat
     )
 
 
-def write_description(description, path):
+def write_description(description: Description, path: Union[str, Path]) -> None:
+    """Write a `Description` as JSON."""
     write_json(description.model_dump(), path)
 
 
-def read_description(artefact):
-    """Return the `Description` of the file `artefact`, which must be the described one; else it is a `UserError`."""
-    artefact = Path(artefact)
-    if not artefact.is_file():
-        raise UserError(f"{artefact}: no such file")
-    path = Path(f"{artefact}.json")
+def read_description(exported: Union[str, Path]) -> Description:
+    """Return the `Description` of the file `exported`.
+
+    Raise a `UserError` if either file is missing or damaged, or if the description belongs to another file.
+    """
+    exported = Path(exported)
+    if not exported.is_file():
+        raise UserError(f"{exported}: no such file")
+    path = Path(f"{exported}.json")
     if not path.is_file():
-        raise UserError(f"{artefact}: was not written by export.py, or its description {path.name} is not beside it")
+        raise UserError(f"{exported}: its description {path.name} is missing; export.py writes both into one folder")
     try:
         description = Description.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
-        raise UserError(f"{path}: {key}: {problem['msg']}: is not a description by export.py") from None
+        raise UserError(f"{path}: {key}: {problem['msg']}; expected a description that export.py wrote") from None
     except ValueError:
-        raise UserError(f"{path}: is damaged: not JSON") from None
-    if artefact.suffix != f".{description.format}":
-        raise UserError(f"{path}: describes a file of format {description.format}, not {artefact.name}")
-    if sha256(artefact) != description.sha256:
-        raise UserError(f"{artefact}: is damaged, or another file than {path.name} describes: its SHA-256 differs")
+        raise UserError(f"{path}: is damaged (not JSON)") from None
+    if exported.suffix != f".{description.format}":
+        raise UserError(
+            f"{path}: describes another file than {exported.name} (found format {description.format}, "
+            f"expected {exported.suffix[1:]})"
+        )
+    checksum = sha256(exported)
+    if checksum != description.sha256:
+        raise UserError(
+            f"{exported}: checksum mismatch (found {checksum:.12}…, expected {description.sha256:.12}…): the file is "
+            f"damaged, or {path.name} describes another file"
+        )
     return description
 
 
-def sha256(path):
+def sha256(path: Union[str, Path]) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()

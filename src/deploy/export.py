@@ -1,11 +1,11 @@
-"""From a checkpoint to a file for a device, which is verified before it gets its name."""
+"""Export a checkpoint to a file for a device; the file is verified before it gets its final name."""
 
 import os
 import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Optional, Union
+from typing import Union
 
 import mindspore as ms
 import numpy as np
@@ -22,28 +22,32 @@ from src.deploy.quantize import quantize_onnx, write_lite_calibration
 from src.deploy.runtimes.lite import Lite, find_lite, need_lite
 from src.deploy.verify import verify
 from src.errors import UserError
+from src.models.classifier import Classifier
 from src.weights.checkpoint import OpenCheckpoint
 
 
 class Deployed(nn.Cell):
-    """The classifier as it is shipped: probabilities or logits, of uint8 images or of normalised float32 tensors."""
+    """The classifier with the input and output of the exported file.
 
-    def __init__(self, classifier, options):
+    It takes uint8 images or normalised float32 tensors, and outputs probabilities or logits.
+    """
+
+    def __init__(self, classifier: Classifier, options: Options) -> None:
         super().__init__()
         self.network = classifier
         self.takes_images = options.input == "image"
         self.logits = options.logits
 
-    def construct(self, x):
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
         scores = self.network(x) if self.takes_images else self.network.classify(x)
         return scores if self.logits else ops.softmax(scores, -1)
 
 
 def check_target(options: Options) -> None:
-    """Raise a `UserError` where the device or the runtime that a format needs is not there."""
+    """Raise a `UserError` if the device or the runtime that the format needs is missing."""
     device = ms.get_context("device_target")
     if options.format == "air" and device != "Ascend":
-        raise UserError(f"--format air: is written on Ascend only, and this run is on {device}")
+        raise UserError(f"--format air: needs another device (found {device}, expected Ascend)")
     if options.format == "ms":
         need_lite(options.lite_python)
     elif options.lite_python is not None:
@@ -55,13 +59,13 @@ def export(
     test_loader: Loader,
     output: Union[str, Path],
     options: Options,
-    calibration: Optional[Iterable[np.ndarray]] = None,
+    calibration: Iterable[np.ndarray] = (),
 ) -> Description:
     """Write the file `output` and its description `output`.json; return the `Description`.
 
-    The network of `opened` has MindSpore's own operators. `test_loader` gives the images to verify on, `calibration`
-    the images on which int8 measures its ranges, both in batches of `options.batch`. A failed verification is a
-    `UserError` and leaves nothing behind.
+    The network of `opened` must have stock operators. `test_loader` gives the images for the verification, and
+    `calibration` the inputs for int8; both have batches of `options.batch`. A failed verification is a `UserError` and
+    leaves no file.
     """
     checkpoint, classifier = opened.checkpoint, opened.classifier
     output = Path(output)
@@ -69,7 +73,7 @@ def export(
     image = np.zeros((options.batch, data.image_size, data.image_size, data.channels), np.uint8)
     example = ms.Tensor(image) if options.input == "image" else classifier.preprocess(ms.Tensor(image))
     output.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, so that moving it there is one step and a failed file never has the asked name.
+    # The temporary folder is beside the output, so that one rename puts a verified file in its place.
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.stem}-") as folder:
         plain, written = Path(folder) / "plain.mindir", Path(folder) / f"model.{options.format}"
         deployed = Deployed(classifier, options).set_train(False)
@@ -83,16 +87,16 @@ def export(
         description = describe(checkpoint, written, graph.input, graph.output, options, verification)
         sidecar = Path(folder) / "model.json"
         write_description(description, sidecar)
-        os.chmod(written, 0o644)  # MindSpore leaves it read-only
+        os.chmod(written, 0o644)  # MindSpore makes its files read-only
         os.replace(written, output)
         os.replace(sidecar, f"{output}.json")
     return description
 
 
 def deployment_graph(plain: Path, options: Options) -> Graph:
-    """Return the graph of MindSpore's own export `plain`, made faster and with telling names.
+    """Read the graph of `plain`, the MindIR file that MindSpore exported; optimise it and name its input and output.
 
-    MindSpore's own formats are its own files: their graph only tells their names.
+    AIR and MindIR version 3 stay as MindSpore writes them; of their graph only the names and shapes are used.
     """
     graph = read_mindir(plain)
     if options.format == "air" or (options.format == "mindir" and options.mindir_version == 3):
@@ -106,7 +110,7 @@ def deployment_graph(plain: Path, options: Options) -> Graph:
 
 
 def name_ports(graph: Graph, input_name: str, output_name: str) -> None:
-    """Name the graph's input and output."""
+    """Rename the graph's input and output."""
     old_input, old_output = graph.input.name, graph.output.name
     graph.input = replace(graph.input, name=input_name)
     graph.output = replace(graph.output, name=output_name)
@@ -115,8 +119,13 @@ def name_ports(graph: Graph, input_name: str, output_name: str) -> None:
         node.outputs = [graph.output if value.name == old_output else value for value in node.outputs]
 
 
-def write(graph, plain, path, output, options, calibration):
-    """Write the graph to `path`, which becomes `output`, in the asked format; `plain` is MindSpore's export of it."""
+def write(
+    graph: Graph, plain: Path, path: Path, output: Path, options: Options, calibration: Iterable[np.ndarray]
+) -> None:
+    """Write the graph to `path` in the format of `options`.
+
+    `plain` is the MindIR file that MindSpore exported. `output` is the final path of the file.
+    """
     if options.format == "onnx":
         write_onnx(graph, path)
         if options.precision == "int8":
@@ -136,10 +145,11 @@ def write(graph, plain, path, output, options, calibration):
         os.replace(plain, path)
 
 
-def convert_int8(graph, path, output, options, calibration):
-    """Convert to an int8 .ms file; a Lite that cannot load its own result is a `UserError` with what a newer one needs.
+def convert_int8(graph: Graph, path: Path, output: Path, options: Options, calibration: Iterable[np.ndarray]) -> None:
+    """Convert the graph to an int8 .ms file at `path`.
 
-    The calibration set and the converter's configuration stay beside `output`.
+    If MindSpore Lite cannot convert it or load the result, the `UserError` holds the command for a newer converter. The
+    calibration set and the converter's configuration stay in `output`.int8.
     """
     folder = Path(f"{output}.int8")
     settings = write_lite_calibration(graph, calibration, folder)
@@ -149,7 +159,8 @@ def convert_int8(graph, path, output, options, calibration):
             lite.load(path)
         except UserError as error:
             raise UserError(
-                f"MindSpore Lite {lite.version} cannot make and load this int8 model ({error}); with a newer one: "
-                f"converter_lite --fmk=MINDIR --modelFile={folder}/model.mindir --outputFile={output.with_suffix('')} "
+                f"--precision int8: MindSpore Lite {lite.version} cannot convert and load this model ({error}); with a "
+                f"newer version, run: converter_lite --fmk=MINDIR --modelFile={folder}/model.mindir "
+                f"--outputFile={output.with_suffix('')} "
                 f"--inputDataFormat=NCHW --configFile={folder}/int8.cfg"
             ) from None

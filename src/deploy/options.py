@@ -1,4 +1,4 @@
-"""What export.py can be asked for, and which options fit together. Nothing here imports MindSpore."""
+"""The options of export.py, and the check that they fit together; this module does not import MindSpore."""
 
 from argparse import Namespace
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from src.errors import UserError
 
 INPUTS = ("image", "tensor")
 PRECISIONS = ("float32", "float16", "int8")
-DEFAULTS = {"calibration": 256, "max_drop": 1.0, "mindir_version": 1}  # of options that only some exports have
+DEFAULTS = {"calibration": 256, "max_drop": 1.0, "mindir_version": 1}  # of the options that only some exports use
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is asked of an export; export.py explains each option."""
+    """The options of one export; `export.py --help` explains each of them."""
 
     format: str
     input: str = "image"
@@ -23,18 +23,18 @@ class Options:
     batch: int = 1
     precision: str = "float32"
     mindir_version: int = 1
-    max_drop: float = 1.0  # percent points of top-1 that float16 and int8 may lose
+    max_drop: float = 1.0  # percentage points of top-1 that float16 and int8 may lose
     lite_python: Optional[str] = None
 
 
 def options_of(args: Namespace) -> Options:
-    """Return the `Options` of export.py's arguments, and give `args` the defaults of the options that it uses.
+    """Return the `Options` from export.py's arguments, and fill in the defaults of the options in use in `args`.
 
-    An impossible value, and an option that would do nothing, are a `UserError`.
+    An invalid value is a `UserError`, and so is an option that would have no effect.
     """
-    ending = Path(args.output).suffix.lstrip(".")
-    kind = args.format or (ending if ending in FORMATS else None)
-    if ending != kind:
+    extension = Path(args.output).suffix.lstrip(".")
+    kind = args.format or (extension if extension in FORMATS else None)
+    if extension != kind:
         raise UserError(f"--output {args.output}: must end with .{kind or ', .'.join(FORMATS)}")
     for name in ("batch", "verify", "calibration"):
         value = getattr(args, name)
@@ -42,26 +42,28 @@ def options_of(args: Namespace) -> Options:
             raise UserError(f"--{name} {value}: must be at least 1")
     for override in args.overrides:
         if override.startswith("runtime.kernels="):
-            raise UserError(f"{override}: an export always has MindSpore's own operators, leave it out")
-    newest = kind == "mindir" and args.mindir_version == 3
+            raise UserError(
+                f"{override}: is not supported, because an exported file always has stock operators; leave it out"
+            )
+    version_3 = kind == "mindir" and args.mindir_version == 3
     used = {
         "calibration": args.precision == "int8",
         "max_drop": args.precision != "float32",
         "mindir_version": kind == "mindir",
-        "lite_python": kind == "ms" or (kind == "mindir" and not newest),
+        "lite_python": kind == "ms" or (kind == "mindir" and not version_3),
     }
     for name, is_used in used.items():
         value = getattr(args, name)
         if value is not None and not is_used:
-            described = f"--format {kind} --precision {args.precision}" + (" --mindir-version 3" if newest else "")
-            raise UserError(f"--{name.replace('_', '-')} {value}: is not used with {described}")
+            described = f"--format {kind} --precision {args.precision}" + (" --mindir-version 3" if version_3 else "")
+            raise UserError(f"--{name.replace('_', '-')} {value}: is not used with {described}; leave it out")
         if value is None and name in DEFAULTS:
             setattr(args, name, DEFAULTS[name])
-    if args.precision != "float32" and (newest or kind == "air"):
-        kind = "mindir --mindir-version 3" if newest else kind
-        raise UserError(f"--precision {args.precision}: cannot be had with --format {kind}")
+    if args.precision != "float32" and (version_3 or kind == "air"):
+        kind = "mindir --mindir-version 3" if version_3 else kind
+        raise UserError(f"--format {kind} does not support --precision {args.precision}")
     if args.precision == "int8" and kind == "mindir":
-        raise UserError("--precision int8: is for --format onnx and ms, not mindir")
+        raise UserError("--format mindir does not support --precision int8; use --format onnx or ms")
     return Options(
         format=kind,
         input=args.input,

@@ -1,43 +1,52 @@
-"""Int8: ranges measured on calibration images, weights and maps rounded to 8 bits."""
+"""Int8 quantisation: measure ranges on calibration images, and round weights and activations to 8 bits."""
 
 import configparser
 import os
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 
+from src.data.loading import Loader
+from src.deploy.graph.graph import Graph
 from src.deploy.graph.mindir import write_mindir
 from src.errors import UserError
 from src.files import make_parent
+from src.models.classifier import Classifier
 
 WORKER = Path(__file__).with_name("quantize_worker.py")
 
 
-def full_batches(loader, classifier, kind):
-    """Yield the loader's batches as a file takes them, images or tensors, but for a smaller last one."""
+def full_batches(loader: Loader, classifier: Classifier, kind: str) -> Iterator[np.ndarray]:
+    """Yield the loader's batches as inputs of a file, whose `kind` is "image" or "tensor".
+
+    A smaller last batch is left out.
+    """
     for images, _ in loader.epoch():
         if len(images) == loader.batch_size:
             yield images if kind == "image" else classifier.preprocess(ms.Tensor(images)).asnumpy()
 
 
-def quantize_onnx(path, batches):
-    """Replace the float32 ONNX file at `path` by an int8 one; `batches` are inputs of the file, as arrays."""
+def quantize_onnx(path: Path, batches: Iterable[np.ndarray]) -> None:
+    """Replace the float32 ONNX file at `path` by an int8 file; `batches` are inputs of the file."""
     images, quantized = path.with_suffix(".npy"), path.with_suffix(".int8.onnx")
     np.save(images, np.stack(list(batches)))
     command = [sys.executable, str(WORKER), str(path), str(quantized), str(images)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
-        raise UserError(f"ONNX Runtime's quantiser failed: {(done.stderr.strip() or 'it crashed').splitlines()[-1]}")
+        raise UserError(
+            f"--precision int8: ONNX Runtime failed: {(done.stderr.strip() or 'it crashed').splitlines()[-1]}"
+        )
     os.replace(quantized, path)
 
 
-def write_lite_calibration(graph, batches, folder):
-    """Write what MindSpore Lite's converter needs for int8 into `folder`: model.mindir, images/, int8.cfg.
+def write_lite_calibration(graph: Graph, batches: Iterable[np.ndarray], folder: Path) -> dict[str, dict[str, str]]:
+    """Write the inputs of MindSpore Lite's int8 converter into `folder`: model.mindir, images/ and int8.cfg.
 
-    Return the configuration, {section: {key: value}}.
+    Return the converter's configuration, {section: {key: value}}.
     """
     write_mindir(graph, make_parent(folder / "model.mindir"))
     count = 0

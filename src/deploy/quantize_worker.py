@@ -1,10 +1,12 @@
-"""Int8 by ONNX Runtime's quantiser, in a process without MindSpore: python quantize_worker.py SOURCE TARGET IMAGES.npy
+"""Quantise an ONNX file to int8 with ONNX Runtime: python quantize_worker.py SOURCE TARGET IMAGES.npy
 
-MindSpore makes protobuf work in plain Python, which is many times slower. `quantize.py` is the other end.
+`quantize.py` starts this process without MindSpore, because MindSpore makes protobuf use its Python implementation,
+which is many times slower.
 """
 
 import logging
 import sys
+from typing import Optional
 
 import numpy as np
 import onnx
@@ -13,8 +15,10 @@ from onnxruntime import quantization
 OPERATORS = ("Conv", "Gemm", "Add", "Mul", "GlobalAveragePool", "Concat", "MaxPool")
 
 
-def main(source, target, images):
-    logging.disable(logging.WARNING)  # it recommends a preprocessing that the deployment graph has had
+def main(source: str, target: str, images: str) -> None:
+    """Write the int8 version of `source` to `target`; `images` is a .npy file of batches."""
+    # ONNX Runtime warns that the model should be preprocessed first; the passes on the graph have already done that.
+    logging.disable(logging.WARNING)
     model = onnx.load(source)
     quantization.quantize_static(
         model,
@@ -22,7 +26,7 @@ def main(source, target, images):
         Reader(model.graph.input[0].name, np.load(images)),
         quant_format=quantization.QuantFormat.QDQ,
         per_channel=True,
-        # Both unsigned: sums of signed with unsigned 8-bit products saturate on x86 without VNNI.
+        # Both are unsigned, because products of signed and unsigned 8-bit numbers saturate on x86 without VNNI.
         activation_type=quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QUInt8,
         op_types_to_quantize=OPERATORS,
@@ -30,12 +34,13 @@ def main(source, target, images):
 
 
 class Reader:
-    """Hands the batches to the calibration one by one."""
+    """Give the batches to ONNX Runtime's calibration in turn; `name` is the name of the model's input."""
 
-    def __init__(self, name, batches):
+    def __init__(self, name: str, batches: np.ndarray) -> None:
         self.batches = ({name: batch} for batch in batches)
 
-    def get_next(self):
+    def get_next(self) -> Optional[dict[str, np.ndarray]]:
+        """Return {name: batch}, or None after the last batch."""
         return next(self.batches, None)
 
 

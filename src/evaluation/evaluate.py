@@ -1,42 +1,50 @@
-"""Evaluation: every image once, sums in float64."""
+"""Evaluate a classifier on every image of a split once; sums are in float64."""
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Callable
+from typing import Any, Callable, Optional
 
 import mindspore as ms
 import numpy as np
 
+from src.data.loading import Loader
 from src.models.classifier import Classifier
 from src.runtime.parallel import Ranks
 
 TOP_K = 5
 
+Step = Callable[[ms.Tensor], ms.Tensor]  # uint8 images (N, H, W, C) -> logits
+Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # images, labels, logits
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of a split; accuracies are fractions of 1, `confusion` counts images by (true class, predicted class)."""
+    """The metrics of a split. Accuracies are fractions of 1."""
 
     loss: float
     top1: float
-    top5: float  # where there are fewer than five classes, top-all
+    top5: float  # 1 if there are at most five classes
     images: int
-    confusion: np.ndarray
+    confusion: np.ndarray  # number of images by (true class, predicted class), int64 (classes, classes)
 
-    def per_class(self, classes):
-        """Return a dict a class: name, precision, recall (None where nothing was predicted or shown) and images."""
-        hits, shown, predicted = self.confusion.diagonal(), self.confusion.sum(1), self.confusion.sum(0)
+    def per_class(self, classes: Sequence[str]) -> list[dict[str, Any]]:
+        """Return a dict per class: name, precision, recall and number of images.
+
+        Precision is None if the class was never predicted, recall is None if the class has no images.
+        """
+        hits, images, predicted = self.confusion.diagonal(), self.confusion.sum(1), self.confusion.sum(0)
         return [
             {
                 "class": name,
                 "precision": float(hits[i] / predicted[i]) if predicted[i] else None,
-                "recall": float(hits[i] / shown[i]) if shown[i] else None,
-                "images": int(shown[i]),
+                "recall": float(hits[i] / images[i]) if images[i] else None,
+                "images": int(images[i]),
             }
             for i, name in enumerate(classes)
         ]
 
 
-def make_eval_step(classifier: Classifier, compiled: bool) -> Callable[[ms.Tensor], ms.Tensor]:
+def make_eval_step(classifier: Classifier, compiled: bool) -> Step:
     """Return `step(images) -> logits` for uint8 images (N, H, W, C); the classifier must be in evaluation mode."""
 
     def step(images):
@@ -45,57 +53,59 @@ def make_eval_step(classifier: Classifier, compiled: bool) -> Callable[[ms.Tenso
     return ms.jit(step) if compiled else step
 
 
-def predict(step, loader):
-    """Yield (images uint8 (N, H, W, C), labels int32 (N), logits float32 (N, classes)) a batch.
+def predict(step: Step, loader: Loader) -> Iterator[Batch]:
+    """Yield (images uint8 (N, H, W, C), labels int32 (N), logits float32 (N, classes)) for each batch.
 
-    `step` is `make_eval_step`'s.
+    `step` comes from `make_eval_step`.
     """
     for images, labels in loader.epoch():
         count = len(images)
-        # Filled up to the full size: another shape would compile the network once more.
+        # The last batch is filled up to the full size, because another shape would compile the network again.
         filled = np.concatenate([images, np.repeat(images[-1:], loader.batch_size - count, axis=0)])
         yield images, labels, step(ms.Tensor(filled)).asnumpy()[:count]
 
 
-def evaluate(classifier, step, loader, ranks=None):
-    """Return the `Evaluation` of the split that the loaders of all ranks share.
+def evaluate(classifier: Classifier, step: Step, loader: Loader, ranks: Optional[Ranks] = None) -> Evaluation:
+    """Return the `Evaluation` of a split, of which each rank's `loader` has a part.
 
-    The classifier is left in evaluation mode.
+    Afterwards the classifier is in evaluation mode.
     """
     classifier.set_train(False)
     return summarize(predict(step, loader), ranks)
 
 
-def summarize(batches, ranks=None):
-    """Return the `Evaluation` of what `predict` yields on all ranks."""
+def summarize(batches: Iterable[Batch], ranks: Optional[Ranks] = None) -> Evaluation:
+    """Return the `Evaluation` of the batches that `predict` yields on all ranks."""
     ranks = ranks or Ranks()
-    loss, top5, confusion = 0.0, 0, None
+    loss, top5 = 0.0, 0
+    confusion: Any = None  # the first logits give its size
     for _, labels, logits in batches:
         classes = logits.shape[1]
         confusion = np.zeros((classes, classes), np.int64) if confusion is None else confusion
-        own = logits[np.arange(len(labels)), labels][:, None]
+        label_logits = logits[np.arange(len(labels)), labels][:, None]
         loss += cross_entropy(logits, labels).sum()
-        # Better ones come first, and of equals the lower index, as argmax has it.
-        ahead = (logits > own).sum(1) + ((logits == own) & (np.arange(classes) < labels[:, None])).sum(1)
-        top5 += int((ahead < TOP_K).sum())
+        # Number of classes before the label: larger logits, and of equal logits the lower index, as in argmax.
+        equal_before = (logits == label_logits) & (np.arange(classes) < labels[:, None])
+        before = (logits > label_logits).sum(1) + equal_before.sum(1)
+        top5 += int((before < TOP_K).sum())
         np.add.at(confusion, (labels, logits.argmax(1)), 1)
-    loss, confusion = ranks.sum(np.float64([loss]))[0], ranks.sum(confusion)
-    top5, images = ranks.sum(np.int64([top5]))[0], int(confusion.sum())
+    loss, confusion = ranks.sum(np.array([loss], np.float64))[0], ranks.sum(confusion)
+    top5, images = ranks.sum(np.array([top5], np.int64))[0], int(confusion.sum())
     return Evaluation(float(loss / images), float(confusion.trace() / images), float(top5 / images), images, confusion)
 
 
-def cross_entropy(logits, labels):
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return -log softmax(logits)[label], float64 (N)."""
     return -log_softmax(logits)[np.arange(len(labels)), labels]
 
 
-def log_softmax(logits):
+def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Return the logarithms of the probabilities of logits (N, classes), float64."""
     shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
 
 
-def softmax(logits):
+def softmax(logits: np.ndarray) -> np.ndarray:
     """Return the probabilities of logits (N, classes), float64."""
     exponentials = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
     return exponentials / exponentials.sum(1, keepdims=True)

@@ -1,23 +1,26 @@
-"""What eval.py tells of a checkpoint: metrics of a split, or predictions for the user's own images."""
+"""The output of eval.py: the metrics of a split, or predictions for the user's images."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Optional, Union
 
 import numpy as np
 
+from src.config.schema import Config
 from src.data.folders import check_images
 from src.data.loading import eval_loader
 from src.data.samples import Samples
 from src.errors import UserError
-from src.evaluation.evaluate import predict, softmax
+from src.evaluation.evaluate import Evaluation, Step, predict, softmax
 from src.figures import plot_confusion, plot_contact_sheet
 from src.files import make_parent, write_json
 
-SHEET_IMAGES = 64  # at most, on a contact sheet
+SHEET_IMAGES = 64  # largest number of images on a contact sheet
 
 
-def print_evaluation(result, classes):
-    """Print the table of an `Evaluation`, percent and images."""
+def print_evaluation(result: Evaluation, classes: Sequence[str]) -> None:
+    """Print an `Evaluation` as a table: precision and recall in percent, and the number of images, per class."""
     width = max(len("class"), *(len(name) for name in classes))
     print(f"{'class':<{width}}  precision  recall  images")
     for row in result.per_class(classes):
@@ -26,8 +29,8 @@ def print_evaluation(result, classes):
     print(f"\nloss {result.loss:.4f}  top-1 {result.top1:.2%}  top-5 {result.top5:.2%}  on {result.images:,} images")
 
 
-def write_evaluation(result, classes, path):
-    """Write an `Evaluation` as JSON to `path` and its confusion matrix as a PNG of the same name beside it."""
+def write_evaluation(result: Evaluation, classes: list[str], path: Union[str, Path]) -> None:
+    """Write an `Evaluation` as JSON to `path`, and its confusion matrix as a PNG with the same name beside it."""
     content = {
         "loss": result.loss,
         "top1": result.top1,
@@ -41,36 +44,40 @@ def write_evaluation(result, classes, path):
     plot_confusion(result.confusion, classes, Path(path).with_suffix(".png"))
 
 
-def find_images(path):
-    """Return the image files at `path`, a file or a folder; a file that is no image is a `UserError`."""
+def find_images(path: Union[str, Path]) -> list[str]:
+    """Return the image files at `path`, a file or a folder; a file that is not an image is a `UserError`."""
     path = Path(path)
     if not path.exists():
         raise UserError(f"--images: {path}: no such file or folder")
-    files = [path] if path.is_file() else sorted(path.rglob("*"))
-    files = [str(file) for file in files if file.is_file() and file.name[0] != "."]
+    found = [path] if path.is_file() else sorted(path.rglob("*"))
+    files = [str(file) for file in found if file.is_file() and file.name[0] != "."]
     if not files:
         raise UserError(f"--images: {path}: has no images")
     check_images(files)
     return files
 
 
-def predict_files(step, config, classes, files, batch_size=None):
-    """Predict image files: return (the first SHEET_IMAGES as the network saw them, uint8; probabilities of all).
+def predict_files(
+    step: Step, config: Config, classes: list[str], files: list[str], batch_size: Optional[int] = None
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Predict the classes of image files.
 
-    Shapes are (n, H, W, C) and (N, classes); the step takes `batch_size` images, or as many as it is given.
+    Return the first SHEET_IMAGES images as the network sees them, uint8 (H, W, C), and the probabilities for all files,
+    float64 (N, classes). `batch_size` is the number of images that the step needs; None: it takes any number.
     """
     samples = Samples(files, np.zeros(len(files), np.int32), classes)
     loader = eval_loader(config, samples, batch_size=batch_size or min(len(files), config.train.batch_size))
-    loader.skip_bad = False  # each file has its row
-    seen, probabilities = [], []
+    loader.skip_bad = False  # because each file needs a row in the table
+    seen: list[np.ndarray] = []
+    probabilities = []
     for images, _, logits in predict(step, loader):
         seen += list(images[: max(0, SHEET_IMAGES - len(seen))])
         probabilities.append(softmax(logits))
     return seen, np.concatenate(probabilities)
 
 
-def print_predictions(files, probabilities, classes):
-    """Print a table of file, predicted class and its probability."""
+def print_predictions(files: Sequence[str], probabilities: np.ndarray, classes: Sequence[str]) -> None:
+    """Print a table: file, probability of the predicted class, predicted class."""
     best = probabilities.argmax(1)
     width = max(len("image"), *(len(file) for file in files))
     print(f"{'image':<{width}}  probability  class")
@@ -78,8 +85,17 @@ def print_predictions(files, probabilities, classes):
         print(f"{file:<{width}}  {row[label]:>11.1%}  {classes[label]}")
 
 
-def write_predictions(files, seen, probabilities, classes, path):
-    """Write every class's probability to the CSV at `path` and a contact sheet as a PNG of the same name beside it."""
+def write_predictions(
+    files: Sequence[str],
+    seen: Sequence[np.ndarray],
+    probabilities: np.ndarray,
+    classes: Sequence[str],
+    path: Union[str, Path],
+) -> None:
+    """Write the probability of every class to the CSV at `path`, and a contact sheet as a PNG with the same name.
+
+    `seen` are the first images, as `predict_files` returns them.
+    """
     path = make_parent(path)
     best = probabilities.argmax(1)
     with open(path, "w", newline="", encoding="utf-8") as file:

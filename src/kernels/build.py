@@ -1,4 +1,4 @@
-"""Building the native kernels with the user's C++ compiler, once for each source, compiler, set of flags and CPU."""
+"""Compile the native kernels with the user's C++ compiler: once per source, compiler, set of flags and CPU."""
 
 import ctypes
 import hashlib
@@ -13,19 +13,24 @@ import mindspore as ms
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
-HOW = "install g++ (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++), or name a compiler in CXX"
+HOW = "install g++ (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++) or set CXX to a C++ compiler"
 
 
 class UnavailableError(Exception):
-    """The kernels cannot be built or used here; the message says why and what helps."""
+    """The kernels cannot be built or used here. The message says why and what to do."""
 
 
-def build():
-    """Return the path of the library, compiled for this CPU unless the cache has it. Raises `UnavailableError`."""
+def build() -> Path:
+    """Return the path of the compiled library. Compile it first if the cache does not have it.
+
+    Raise `UnavailableError` if it cannot be compiled.
+    """
     compiler = find_compiler()
     onednn = next((Path(ms.__file__).parent / "lib").glob("libdnnl.so.*"), None)
     if onednn is None:
-        raise UnavailableError("this MindSpore has no oneDNN, whose matrix product the kernels use")
+        raise UnavailableError(
+            "MindSpore's oneDNN library, which the kernels use, is missing (expected lib/libdnnl.so.*)"
+        )
     command = [*compiler, *FLAGS, str(SOURCE), str(onednn)]
     version = subprocess.run([*compiler, "--version"], capture_output=True, check=False).stdout
     key = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), version, " ".join(command).encode(), cpu()])).hexdigest()
@@ -35,18 +40,21 @@ def build():
     return library
 
 
-def load(library, threads):
-    """Load the library into this process and give it its number of threads. Raises `UnavailableError`."""
+def load(library: Path, threads: int) -> None:
+    """Load the library into this process and set its number of threads.
+
+    Raise `UnavailableError` if it cannot be loaded.
+    """
     try:
         ctypes.CDLL(str(library)).set_threads(threads)
     except OSError as error:
         raise UnavailableError(f"{library} cannot be loaded: {error}") from None
 
 
-def compile_library(command, library):
-    """Compile to a temporary file and move it into place, so that processes which start together do not clash."""
-    print(f"compiling the native kernels with {command[0]}, once ...", flush=True)
-    began = time.perf_counter()
+def compile_library(command: list[str], library: Path) -> None:
+    """Compile to a temporary file and move it into place, so that processes that start together do not conflict."""
+    print(f"compiling the native kernels with {command[0]} (first run only) ...", flush=True)
+    start = time.perf_counter()
     part = library.with_suffix(f".{os.getpid()}")
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
@@ -55,30 +63,31 @@ def compile_library(command, library):
             problem = next(
                 (line for line in done.stderr.splitlines() if "error" in line), f"exit code {done.returncode}"
             )
-            raise UnavailableError(f"{command[0]} failed on them: {problem.strip()}; {HOW}")
+            raise UnavailableError(f"{command[0]} failed to compile them: {problem.strip()}; {HOW}")
         part.replace(library)
     except OSError as error:
         raise UnavailableError(f"{library.parent} cannot be written: {error.strerror}") from None
     finally:
         part.unlink(missing_ok=True)
-    print(f"compiled in {time.perf_counter() - began:.0f} s: {library}", flush=True)
+    print(f"compiled in {time.perf_counter() - start:.0f} s: {library}", flush=True)
 
 
-def find_compiler():
-    """Return the command of CXX, or else of the first C++ compiler there is."""
+def find_compiler() -> list[str]:
+    """Return the command in CXX or, without CXX, the first installed C++ compiler."""
     named = os.environ.get("CXX", "").split()
     for command in [named] if named else [["g++"], ["clang++"], ["c++"]]:
         if shutil.which(command[0]):
             return command
-    raise UnavailableError(f"there is no C++ compiler{f' {named[0]}' if named else ''}: {HOW}")
+    raise UnavailableError(f"no C++ compiler is installed{f' as CXX={named[0]}' if named else ''}; {HOW}")
 
 
-def cache_folder():
+def cache_folder() -> Path:
+    """Return the folder of the compiled libraries."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pocketspore"
 
 
-def cpu():
-    """Return what tells this CPU's instruction set from another's."""
+def cpu() -> bytes:
+    """Return a description of this CPU's model and instruction set."""
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:

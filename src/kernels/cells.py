@@ -1,91 +1,99 @@
-"""Cells over the native operators, with the parameters of the stock Cells that they stand in for."""
+"""Cells that call the native operators. They keep the parameters of the stock Cells that they replace."""
+
+from pathlib import Path
+from typing import Any, Optional
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
 from src.kernels import operators
+from src.kernels.operators import NormSettings
+
+NormAct = tuple[nn.BatchNorm2d, Optional[nn.Cell]]  # a BatchNorm and the activation that follows it, if any
 
 
-class NormSettings:
-    """What an operator needs to know of one BatchNorm with its activation, in one of the two modes."""
-
-    def __init__(self, norm, activation, batch_statistics):
-        self.epsilon = norm.eps
-        self.momentum = 1 - norm.momentum  # the Cell keeps the share of the new statistics
-        self.activation = activation
-        self.batch_statistics = batch_statistics
-
-
-def activation_name(act):
-    """Return the class name of an activation Cell, or None for none."""
+def activation_name(act: Optional[nn.Cell]) -> Optional[str]:
+    """Return the class name of an activation Cell, or None if there is no activation."""
     return type(act).__name__ if act is not None else None
 
 
-class Norm(nn.Cell):
-    """BatchNorm and activation in one."""
+def norm_settings(norm: nn.BatchNorm2d, act: Optional[nn.Cell], batch_statistics: bool) -> NormSettings:
+    """Return the settings of a BatchNorm and its activation for one of the two modes."""
+    # The Cell's momentum is the share of the new statistics; the operator's is the share of the old statistics.
+    return NormSettings(norm.eps, 1 - norm.momentum, activation_name(act), batch_statistics)
 
-    def __init__(self, library, norm, act):
+
+class Norm(nn.Cell):
+    """BatchNorm and activation in one operator."""
+
+    def __init__(self, library: Path, norm: nn.BatchNorm2d, act: Optional[nn.Cell]) -> None:
         super().__init__()
         self.gamma, self.beta = norm.gamma, norm.beta
         self.moving_mean, self.moving_variance = norm.moving_mean, norm.moving_variance
-        name = activation_name(act)
-        self.train_operator = operators.norm_activation(library, NormSettings(norm, name, True))
-        self.infer_operator = operators.norm_activation(library, NormSettings(norm, name, False))
+        self.train_operator = operators.norm_activation(library, norm_settings(norm, act, True))
+        self.infer_operator = operators.norm_activation(library, norm_settings(norm, act, False))
 
-    def construct(self, x):
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
         operator = self.train_operator if self.training else self.infer_operator
         return operator(x, self.gamma, self.beta, self.moving_mean, self.moving_variance)
 
 
 class Pointwise(nn.Cell):
-    """1x1 convolution, grouped or not."""
+    """1x1 convolution, with or without groups."""
 
-    def __init__(self, library, conv):
+    def __init__(self, library: Path, conv: nn.Conv2d) -> None:
         super().__init__()
         self.weight = conv.weight
         self.operator = operators.pointwise(library)
 
-    def construct(self, x):
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
         return self.operator(x, self.weight)
 
 
 class Dense(nn.Cell):
-    """KxK convolution of few channels."""
+    """KxK convolution with few input channels."""
 
-    def __init__(self, library, conv):
+    def __init__(self, library: Path, conv: nn.Conv2d) -> None:
         super().__init__()
         self.weight = conv.weight
         self.operator = operators.dense(library, conv.stride[0], conv.kernel_size[0] // 2)
 
-    def construct(self, x):
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
         return self.operator(x, self.weight)
 
 
 class Depthwise(nn.Cell):
-    """Depthwise convolution, the BatchNorm and activation before it, if any, and those after it.
+    """Depthwise convolution with the BatchNorm and activation `before` and `after` it, each optional.
 
-    `before` is (norm, act) or None, `after` is (norm, act); for `keep` and `runs` see `operators.depthwise`.
+    `operators.depthwise` explains `keep` and `shuffle_groups`.
     """
 
-    def __init__(self, library, before, conv, after, keep=False, runs=1):
+    def __init__(
+        self,
+        library: Path,
+        before: Optional[NormAct],
+        conv: nn.Conv2d,
+        after: Optional[NormAct],
+        keep: bool = False,
+        shuffle_groups: int = 1,
+    ) -> None:
         super().__init__()
         self.weight = conv.weight
-        absent = ms.Tensor(np.zeros(1, np.float32))
+        unused = ms.Tensor(np.zeros(1, np.float32))  # stands for the parameters of a norm that does not exist
         for name, pair in (("before", before), ("after", after)):
             for key in ("gamma", "beta", "moving_mean", "moving_variance"):
-                setattr(self, f"{name}_{key}", getattr(pair[0], key) if pair else absent)
+                setattr(self, f"{name}_{key}", getattr(pair[0], key) if pair else unused)
 
         def operator(batch_statistics):
-            settings = [
-                NormSettings(pair[0], activation_name(pair[1]), batch_statistics) if pair else None
-                for pair in (before, after)
-            ]
-            return operators.depthwise(library, conv.stride[0], *settings, keep, runs)
+            settings_before, settings_after = (
+                norm_settings(*pair, batch_statistics) if pair else None for pair in (before, after)
+            )
+            return operators.depthwise(library, conv.stride[0], settings_before, settings_after, keep, shuffle_groups)
 
         self.train_operator, self.infer_operator = operator(True), operator(False)
 
-    def construct(self, x):
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
         operator = self.train_operator if self.training else self.infer_operator
         return operator(
             x,
@@ -102,34 +110,37 @@ class Depthwise(nn.Cell):
 
 
 class AveragePool(nn.Cell):
-    """3x3 average pooling at stride 2, padded by 1, the zeros counted: a depthwise convolution of ninths."""
+    """3x3 average pooling at stride 2, padded by 1, as a depthwise convolution with weights 1/9.
 
-    def __init__(self, library, channels):
+    The average includes the padding's zeros.
+    """
+
+    def __init__(self, library: Path, channels: int) -> None:
         super().__init__()
-        self.absent = ms.Tensor(np.zeros(1, np.float32))
+        self.unused = ms.Tensor(np.zeros(1, np.float32))
         self.weight = ms.Tensor(np.full((channels, 1, 3, 3), 1 / 9, np.float32))
         self.operator = operators.depthwise(library, 2, None, None)
 
-    def construct(self, x):
-        none = self.absent
-        return self.operator(x, none, none, none, none, self.weight, none, none, none, none)
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        unused = self.unused
+        return self.operator(x, unused, unused, unused, unused, self.weight, unused, unused, unused, unused)
 
 
 class Function(nn.Cell):
     """An operator without weights."""
 
-    def __init__(self, operator):
+    def __init__(self, operator: operators.Operator) -> None:
         super().__init__()
         self.operator = operator
 
-    def construct(self, *maps):
-        return self.operator(*maps)
+    def construct(self, *feature_maps: ms.Tensor) -> Any:
+        return self.operator(*feature_maps)
 
 
 class Ghost(nn.Cell):
-    """A `GhostModule` that makes one ghost of each channel: its convolution, and all that follows in one operator."""
+    """A `GhostModule` with as many ghosts as primary channels: its convolution, then one operator for the rest."""
 
-    def __init__(self, library, module):
+    def __init__(self, library: Path, module: nn.Cell) -> None:
         super().__init__()
         primary, ghosts = module.primary, module.ghosts
         self.conv = primary.conv
@@ -137,25 +148,25 @@ class Ghost(nn.Cell):
         self.out_channels = module.out_channels
         self.surplus = module.surplus
 
-    def construct(self, x):
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
         both = self.ghosts(self.conv(x))
         return both[:, : self.out_channels] if self.surplus else both
 
 
 class SqueezeExcite(nn.Cell):
-    """Squeeze-and-excitation with its 1x1 convolutions as matrix products."""
+    """Squeeze-and-Excitation that computes its 1x1 convolutions as matrix products."""
 
-    def __init__(self, library, module):
+    def __init__(self, library: Path, module: nn.Cell) -> None:
         super().__init__()
         self.reduce, self.act, self.expand, self.gate = module.reduce, module.act, module.expand, module.gate
         self.mean, self.scale = operators.mean(library), operators.scale(library)
 
-    def construct(self, x):
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
         batch, channels = x.shape[:2]
         hidden = self.act(product(ops.reshape(self.mean(x), (batch, channels)), self.reduce))
         return self.scale(x, self.gate(ops.reshape(product(hidden, self.expand), (batch, channels, 1, 1))))
 
 
-def product(x, conv):
+def product(x: ms.Tensor, conv: nn.Conv2d) -> ms.Tensor:
     """Apply a 1x1 convolution with bias to (N, in_channels)."""
     return ops.matmul(x, ops.reshape(conv.weight, conv.weight.shape[:2]).T) + conv.bias

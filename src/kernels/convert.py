@@ -1,28 +1,30 @@
-"""Native CPU kernels for training and evaluation: `use_kernels` puts them into a classifier."""
+"""`use_kernels` replaces a network's layers by native CPU kernels, for training and evaluation."""
 
 import os
+from pathlib import Path
+from typing import Optional
 
 import mindspore as ms
 from mindspore import nn
 
+from src.config.schema import RuntimeConfig
 from src.errors import UserError
 from src.kernels import build, cells, operators
 from src.models.layers import AddReLU, ChannelConcat, ChannelSplit, ConvNormAct, GlobalPool, SqueezeExcite
 
 
-def use_kernels(classifier, runtime):
-    """Let the native kernels do what they can of a classifier's work, as `runtime.kernels` says; weights and their
-    names stay.
+def use_kernels(network: nn.Cell, runtime: RuntimeConfig) -> None:
+    """Replace layers of a network by native kernels where possible, as `runtime.kernels` says.
 
-    `auto` falls back on MindSpore's operators on other devices and, saying so, where the kernels cannot be built;
-    `native` is a `UserError` there.
+    The parameters and their names stay. With `auto`, MindSpore's operators are used on other devices, and also if the
+    kernels cannot be built; then a line on stdout gives the reason. With `native`, both cases raise `UserError`.
     """
     if runtime.kernels == "stock":
         return
     device = ms.get_context("device_target")
     if device != "CPU":
         if runtime.kernels == "native":
-            raise UserError(f"runtime.kernels: native is for the CPU, and this run is on {device}")
+            raise UserError(f"runtime.kernels: native is supported on the CPU only (found {device}); use auto or stock")
         return
     try:
         library = build.build()
@@ -30,26 +32,26 @@ def use_kernels(classifier, runtime):
     except build.UnavailableError as reason:
         if runtime.kernels == "native":
             raise UserError(f"runtime.kernels: native kernels are not available: {reason}") from None
-        print(f"without the native kernels, two to three times slower: {reason}", flush=True)
+        print(f"native kernels are not available, so this run is two to three times slower: {reason}", flush=True)
         return
-    names = {id(parameter): parameter.name for parameter in classifier.get_parameters()}
-    Kernels(library).convert(classifier)
-    for parameter in classifier.get_parameters():
+    names = {id(parameter): parameter.name for parameter in network.get_parameters()}
+    Kernels(library).convert(network)
+    for parameter in network.get_parameters():
         parameter.name = names[id(parameter)]
 
 
 class Kernels:
-    """Replaces what the native kernels of a `library` compute inside a network.
+    """Replaces layers of a network by Cells that call the native kernels of a `library`.
 
-    A cell that has a method `fuse(kernels)` tells which of its layers may be computed together, by calling `join`,
-    `average_pool` or `ghost`; it may return a native Cell that takes its place.
+    A cell's method `fuse(kernels)`, if it has one, decides which of its layers are computed together. It calls `join`,
+    `average_pool` or `ghost`, and may return a native Cell that replaces the whole cell.
     """
 
-    def __init__(self, library):
+    def __init__(self, library: Path) -> None:
         self.library = library
 
-    def convert(self, cell):
-        """Replace what the kernels compute inside `cell`."""
+    def convert(self, cell: nn.Cell) -> None:
+        """Replace the layers inside `cell` that the kernels support."""
         if isinstance(cell, nn.SequentialCell):
             for before, after in zip(list(cell), list(cell)[1:]):
                 self.join(before, after)
@@ -65,16 +67,16 @@ class Kernels:
             else:
                 setattr(cell, name, native)
 
-    def replacement(self, cell):
-        """Return the native Cell that takes the place of `cell`, or None where its layers are converted each."""
+    def replacement(self, cell: nn.Cell) -> Optional[nn.Cell]:
+        """Return the native Cell that replaces `cell`, or None if its layers are converted separately."""
         if hasattr(cell, "fuse"):
             return cell.fuse(self)
         if isinstance(cell, SqueezeExcite):
             return cells.SqueezeExcite(self.library, cell)
         if isinstance(cell, ChannelSplit):
-            return cells.Function(operators.deal(self.library, cell.half, cell.interleaved))
+            return cells.Function(operators.split(self.library, cell.half, cell.interleaved))
         if isinstance(cell, ChannelConcat):
-            return cells.Function(operators.merge(self.library, cell.first, cell.interleaved))
+            return cells.Function(operators.concat(self.library, cell.first_channels, cell.interleaved))
         if isinstance(cell, AddReLU):
             return cells.Function(operators.add_relu(self.library))
         if isinstance(cell, GlobalPool):
@@ -85,35 +87,36 @@ class Kernels:
             return cells.Function(operators.max_pool(self.library))
         return None
 
-    def join(self, before, after, runs=1):
-        """Let the depthwise layer `after` compute BatchNorm and activation of the layer `before` it too, where it can.
+    def join(self, before: nn.Cell, after: nn.Cell, shuffle_groups: int = 1) -> bool:
+        """Let the depthwise layer `after` also compute BatchNorm and activation of the layer `before`, if possible.
 
-        Return whether it does. It reads its channels from `runs` equal runs in turn, as a channel shuffle orders them.
+        Return whether it does. `shuffle_groups` is the number of groups of the channel shuffle between the two layers,
+        which `after` then does as well; 1 means no shuffle.
         """
         if not (is_layer(before) and is_layer(after, depthwise=True)):
             return False
-        # Where freezing ends between the two, one BatchNorm is trained and the other is not: two modes, two cells.
+        # If only one of the two layers is frozen, their BatchNorms are in different modes. One cell has one mode.
         if before.norm.gamma.requires_grad != after.norm.gamma.requires_grad:
             return False
         pairs = (before.norm, before.act), (after.norm, after.act)
-        after.conv = cells.Depthwise(self.library, pairs[0], after.conv, pairs[1], runs=runs)
+        after.conv = cells.Depthwise(self.library, pairs[0], after.conv, pairs[1], shuffle_groups=shuffle_groups)
         for layer in (before, after):
             layer.norm, layer.act = nn.Identity(), None
         return True
 
-    def average_pool(self, channels):
-        """Return the native Cell of a 3x3 average pooling at stride 2, padded by 1, of so many channels."""
+    def average_pool(self, channels: int) -> nn.Cell:
+        """Return the native Cell for 3x3 average pooling at stride 2, padded by 1."""
         return cells.AveragePool(self.library, channels)
 
-    def ghost(self, module):
-        """Return the native Cell of a `GhostModule`, or None where the kernels cannot take it whole."""
+    def ghost(self, module: nn.Cell) -> Optional[nn.Cell]:
+        """Return the native Cell that replaces a `GhostModule`, or None if the kernels do not support it."""
         if not (is_layer(module.primary) and is_layer(module.ghosts, depthwise=True)):
             return None
         self.convert_convolution(module.primary)
         return cells.Ghost(self.library, module)
 
-    def convert_layer(self, layer):
-        """Replace a `ConvNormAct`'s parts."""
+    def convert_layer(self, layer: ConvNormAct) -> None:
+        """Replace the parts of a `ConvNormAct` that the kernels support."""
         if is_layer(layer, depthwise=True):
             layer.conv = cells.Depthwise(self.library, None, layer.conv, (layer.norm, layer.act))
             layer.norm, layer.act = nn.Identity(), None
@@ -122,13 +125,14 @@ class Kernels:
             layer.norm, layer.act = cells.Norm(self.library, layer.norm, layer.act), None
         self.convert_convolution(layer)
 
-    def convert_convolution(self, layer):
+    def convert_convolution(self, layer: ConvNormAct) -> None:
+        """Replace the convolution of a `ConvNormAct` if the kernels support it."""
         native = self.convolution(layer.conv) if isinstance(layer.conv, nn.Conv2d) else None
         if native is not None:
             layer.conv = native
 
-    def convolution(self, conv):
-        """Return the native Cell for a convolution, or None."""
+    def convolution(self, conv: nn.Conv2d) -> Optional[nn.Cell]:
+        """Return the native Cell that replaces a convolution, or None if the kernels do not support it."""
         if not is_plain(conv):
             return None
         if is_depthwise(conv):
@@ -138,26 +142,30 @@ class Kernels:
         return cells.Dense(self.library, conv) if conv.in_channels <= 4 and conv.group == 1 else None
 
 
-def is_halving(pool):
-    """Say whether a max pooling is 3x3 at stride 2 and padded by 1 on every side, as in the stems."""
-    padding = pool.padding if pool.use_pad else (0,)  # of use_pad's three numbers the first is the depth's
+def is_halving(pool: nn.MaxPool2d) -> bool:
+    """Return whether a max pooling is 3x3 at stride 2 and padded by 1 on every side, as in the stems."""
+    padding = pool.padding if pool.use_pad else (0,)  # with use_pad it is (depth, height, width)
     return (pool.kernel_size, pool.stride, padding[-2:]) == (3, 2, (1, 1))
 
 
-def is_layer(cell, depthwise=False):
-    """Say whether the kernels can take a layer's BatchNorm and activation together, and its depthwise convolution."""
+def is_layer(cell: nn.Cell, depthwise: bool = False) -> bool:
+    """Return whether `cell` is a `ConvNormAct` whose BatchNorm and activation the kernels support.
+
+    With `depthwise`, its convolution must also be a depthwise convolution that they support.
+    """
     if not isinstance(cell, ConvNormAct) or not isinstance(cell.norm, nn.BatchNorm2d):
         return False
     known = cells.activation_name(cell.act) in operators.ACTIVATIONS
     return known and (not depthwise or is_depthwise(cell.conv))
 
 
-def is_depthwise(conv):
+def is_depthwise(conv: nn.Conv2d) -> bool:
+    """Return whether a convolution is a depthwise convolution that the kernels support."""
     return conv.group == conv.in_channels == conv.out_channels > 1 and is_plain(conv) and conv.kernel_size[0] in (3, 5)
 
 
-def is_plain(conv):
-    """Say whether a convolution is like this project's: no bias, no dilation, padded to keep the size at stride 1."""
+def is_plain(conv: nn.Conv2d) -> bool:
+    """Return whether a convolution has no bias, no dilation, stride 1 or 2, and padding of half the kernel."""
     padding = conv.padding if isinstance(conv.padding, tuple) else (conv.padding,)
     return (
         not conv.has_bias

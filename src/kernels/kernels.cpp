@@ -1,9 +1,10 @@
-// Float32 NCHW kernels for training small CNNs on a CPU: BatchNorm with its activation, depthwise convolution between
-// two of those, 1x1 convolution by the matrix product of the wheel's own oneDNN, and dense KxK convolution of few
-// channels. Each function below `extern "C"` is one MindSpore operator: inputs and outputs stand in `data`, in the
-// order that operators.py gives, and the last input holds settings as float32.
+// Float32 NCHW kernels for training small CNNs on a CPU: BatchNorm with activation, depthwise convolution with
+// BatchNorm and activation before and after it, 1x1 convolution (a matrix product of the oneDNN in MindSpore's wheel),
+// dense KxK convolution with few input channels, pooling, and others. Each function below `extern "C"` is a MindSpore
+// operator. `data` has its inputs and outputs in the order that operators.py gives. If the operator has settings, they
+// are its last input, as float32.
 //
-// Every result is independent of the number of threads: one task computes an output alone and in a fixed order.
+// No result depends on the number of threads: a single task computes each output, in a fixed order.
 #include <unistd.h>
 
 #include <algorithm>
@@ -41,7 +42,8 @@ class Pool {
     wanted_ = count - 1;
   }
 
-  // Calls task(0) to task(count - 1), spread over the threads. Tasks of a second caller meanwhile run on that caller.
+  // Calls task(0) to task(count - 1), distributed over the threads. While the pool is busy, another caller runs its
+  // tasks on its own thread.
   void run(int64_t count, const std::function<void(int64_t)> &task) {
     std::unique_lock<std::mutex> lock(busy_, std::try_to_lock);
     if (!lock.owns_lock() || count < 2 || wanted_ < 1) {
@@ -70,7 +72,7 @@ class Pool {
 
  private:
   void start_workers() {
-    if (process_ != getpid()) {  // a forked child has none of its parent's threads
+    if (process_ != getpid()) {  // a forked child process does not have its parent's threads
       process_ = getpid();
       started_ = 0;
     }
@@ -113,7 +115,7 @@ class Pool {
 
 void parallel(int64_t count, const std::function<void(int64_t)> &task) { Pool::instance().run(count, task); }
 
-// A thread's working memory, kept between calls; `slot` tells buffers apart that are in use together.
+// Working memory of the calling thread, reused between calls. Buffers in use at the same time need different slots.
 float *scratch(int slot, int64_t size) {
   static thread_local std::vector<float> buffers[4];
   if (static_cast<int64_t>(buffers[slot].size()) < size) buffers[slot].resize(size);
@@ -158,7 +160,7 @@ inline double sum(Vec v) {
 
 inline int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
-// Calls body(position, count) for every full vector of `size` elements with count = kLanes, then for what is left.
+// Calls body(position, count) for each full vector of `size` elements, with count = kLanes, then for the remainder.
 template <class Body>
 inline void sweep(int64_t size, Body body) {
   int64_t i = 0;
@@ -185,7 +187,7 @@ inline Vec activate(Vec z) {
     t = t < six ? t : six;
     return z * t * (1.0f / 6);
   }
-  // A NaN passes, as it does through MindSpore's own operators.
+  // This comparison keeps NaN, as MindSpore's operators do.
   z = z < zero ? zero : z;
   if constexpr (A == kRelu6) z = z > six ? six : z;
   return z;
@@ -216,7 +218,7 @@ inline void with_activation(int activation, Body body) {
 
 // -------------------------------------------------------------------------------------------------------- BatchNorm
 
-// The shifted sums from which mean and variance come; shifted, so that a large mean costs no precision.
+// Shifted sums for mean and variance. Without the shift, a large mean would cost precision.
 struct Moments {
   float shift = 0;
   double first = 0, second = 0, count = 0;
@@ -246,7 +248,7 @@ struct Moments {
   double variance() const { return std::max(0.0, second / count - first / count * (first / count)); }
 };
 
-// One channel's BatchNorm with its activation.
+// BatchNorm with activation, for one channel.
 struct Norm {
   float gamma, beta, mean, inverse;  // inverse: 1 / standard deviation
   int activation;
@@ -254,7 +256,7 @@ struct Norm {
   float scale() const { return gamma * inverse; }
   float shift() const { return beta - mean * scale(); }
 
-  // y = act(norm(x)), one row of any length.
+  // y = act(norm(x)) for one row of any length.
   void apply(const float *x, float *y, int64_t size) const {
     const Vec a = all(scale()), b = all(shift());
     with_activation(activation, [&](auto kind) {
@@ -263,7 +265,7 @@ struct Norm {
   }
 };
 
-// A channel's BatchNorm among the operator's inputs: gamma, beta, moving mean, moving variance.
+// The operator's inputs for one BatchNorm: gamma, beta, moving mean, moving variance.
 struct NormInputs {
   const float *gamma, *beta;
   float *moving_mean, *moving_variance;
@@ -271,7 +273,8 @@ struct NormInputs {
   int activation;
   bool present, batch_statistics;
 
-  // Finishes a channel's statistics and writes them for the backward pass.
+  // Computes the statistics of channel `c`, updates its moving statistics, and stores `mean` and `inverse` for the
+  // backward pass.
   Norm finish(int64_t c, const Moments &moments, float *mean, float *inverse) const {
     double m = moving_mean[c], v = moving_variance[c];
     if (batch_statistics) {
@@ -289,9 +292,9 @@ struct NormInputs {
 
 // The two sums over a channel that BatchNorm's gradient needs.
 struct NormGradient {
-  double first = 0, second = 0;  // of g and of g * (x - mean), where g is the gradient behind the activation
+  double first = 0, second = 0;  // sums of g and g * (x - mean); g: gradient of the activation's input
 
-  // Replaces dy by g where `g` is given (it may be dy itself), and adds to the sums.
+  // Adds to the sums. Also writes the gradient to `g` unless it is null; `g` may be `dy` itself.
   void add(const Norm &norm, const float *x, const float *dy, float *g, int64_t size) {
     const Vec a = all(norm.scale()), b = all(norm.shift()), mean = all(norm.mean);
     Vec s{}, q{};
@@ -301,7 +304,7 @@ struct NormGradient {
         const Vec gradient = get(dy + i, count) * slope<kind.value>(value * a + b);
         if (g) put(g + i, gradient, count);
         s += gradient;
-        q += gradient * (value - mean);  // dy is 0 beyond the end
+        q += gradient * (value - mean);  // beyond the end, dy and so `gradient` are 0
       });
     });
     first += sum(s);
@@ -312,7 +315,8 @@ struct NormGradient {
   float beta() const { return static_cast<float>(first); }
 };
 
-// dx = scale * (g - mean(g) - (x - mean) * inverse^2 * mean(g * (x - mean))), the last two terms with batch statistics.
+// dx = scale * (g - mean(g) - (x - mean) * inverse^2 * mean(g * (x - mean))). The last two terms exist with batch
+// statistics only.
 struct NormInputGradient {
   Vec scale, mean, offset, factor;
 
@@ -328,11 +332,11 @@ struct NormInputGradient {
 
 // ------------------------------------------------------------------------------------------------ depthwise planes
 
-// Where a padded input plane lies in working memory. At stride 2 even and odd columns lie apart, so that the taps of
-// neighbouring outputs are neighbours.
+// Layout of a padded input plane in working memory. At stride 2, even and odd columns are stored separately, so that
+// neighbouring outputs read neighbouring elements.
 struct Padded {
   int64_t height, width, pad, stride;
-  int64_t row;  // floats a row, of even columns at stride 2
+  int64_t row;  // floats per row; at stride 2, per row of even or odd columns
 
   Padded(int64_t height, int64_t width, int64_t pad, int64_t stride)
       : height(height), width(width), pad(pad), stride(stride) {
@@ -341,12 +345,12 @@ struct Padded {
 
   int64_t rows() const { return height + 2 * pad; }
   int64_t size() const { return rows() * row * stride; }
-  // Column `kx` of row `y`, at stride 2 its half of the columns.
+  // The position of column `kx` of row `y`.
   int64_t at(int64_t y, int64_t kx) const {
     return stride == 1 ? y * row + kx : (y * 2 + kx % 2) * row + kx / 2;
   }
 
-  // Lays out one plane; the borders are 0 already.
+  // Copies one plane into the layout. The caller has filled the borders.
   void fill(float *to, const float *plane) const {
     for (int64_t y = 0; y < height; y++) {
       const float *from = plane + y * width;
@@ -363,7 +367,7 @@ struct Padded {
     }
   }
 
-  // Takes the plane out of the layout again, at stride 2.
+  // Copies a plane back out of the layout; for stride 2 only.
   void take(const float *from, float *plane) const {
     for (int64_t y = 0; y < height; y++) {
       const float *first = from + at(y + pad, pad), *second = from + at(y + pad, pad + 1);
@@ -377,7 +381,7 @@ struct Padded {
   }
 };
 
-// R output rows: out[r][x] = sum over ky, kx of w[ky][kx] * in[r * stride + ky][x * stride + kx].
+// Computes R output rows: out[r][x] = sum over ky, kx of w[ky][kx] * in[r * stride + ky][x * stride + kx].
 template <int K, int S, int R>
 inline void convolve_rows(const Padded &layout, const float *in, const float *w, float *out, int64_t width) {
   sweep(width, [&](int64_t x, auto count) {
@@ -407,10 +411,11 @@ void convolve(const Padded &layout, const float *in, const float *w, float *out,
   for (; y < height; y++) convolve_rows<K, S, 1>(layout, in + layout.at(y * S, 0), w, out + y * width, width);
 }
 
-// dw[ky][kx] += sum over y, x of d[y][x] * in[y * stride + ky][x * stride + kx]; d has rows of `d_row`, 0 at the end.
+// dw[ky][kx] += sum over y, x of d[y][x] * in[y * stride + ky][x * stride + kx]. Rows of d have `d_row`
+// elements; the elements after the last output are 0.
 template <int K, int S>
 void correlate(const Padded &layout, const float *in, const float *d, int64_t d_row, int64_t height, double *dw) {
-  constexpr int kAtOnce = K == 3 ? 3 : 1;  // rows of the kernel whose sums fit into registers together
+  constexpr int kAtOnce = K == 3 ? 3 : 1;  // number of kernel rows whose sums fit into the registers
   for (int from = 0; from < K; from += kAtOnce) {
     Vec sums[kAtOnce][K] = {};
     for (int64_t y = 0; y < height; y++) {
@@ -430,7 +435,7 @@ void correlate(const Padded &layout, const float *in, const float *d, int64_t d_
   }
 }
 
-// One plane of 3x3 max pooling at stride 2: out[y][x] = max over its window. The layout's borders are -infinity.
+// 3x3 max pooling at stride 2 of one plane: out[y][x] = maximum of its window. The layout's borders are -infinity.
 void max_plane(const Padded &layout, const float *in, float *out, int64_t height, int64_t width) {
   for (int64_t y = 0; y < height; y++) {
     sweep(width, [&](int64_t x, auto count) {
@@ -444,7 +449,7 @@ void max_plane(const Padded &layout, const float *in, float *out, int64_t height
   }
 }
 
-// Adds each output's gradient to the first largest element of its window; `to` has the layout of `in`.
+// Adds the gradient of each output to the first maximum of its window. `to` has the same layout as `in`.
 void max_plane_gradient(const Padded &layout, const float *in, const float *dy, float *to, int64_t height,
                         int64_t width) {
   for (int64_t y = 0; y < height; y++) {
@@ -478,8 +483,8 @@ inline void with_kernel(int64_t kernel, int64_t stride, Body body) {
 
 struct Depthwise {
   int64_t batch, channels, height, width, kernel, stride, out_height, out_width;
-  bool keep;      // the output holds the convolution's input before its output: GhostNet's two halves
-  int64_t runs;   // input channels are taken from so many equal runs in turn: ShuffleNetV1's shuffle; 1: in order
+  bool keep;      // the output starts with the convolution's input, as in GhostNet's modules
+  int64_t runs;   // number of groups of the channel shuffle of the input, as in ShuffleNetV1; 1: no shuffle
 
   Depthwise(const int64_t *in, const int64_t *weight, const float *settings)
       : batch(in[0]), channels(in[1]), height(in[2]), width(in[3]), kernel(weight[2]) {
@@ -506,7 +511,7 @@ NormInputs norm_inputs(void **data, const float *settings) {
           static_cast<int>(settings[2]),       settings[3] != 0,                    settings[4] != 0};
 }
 
-// The settings of a Depthwise and of its two norms, in this order.
+// Positions in the settings: first those of Depthwise, then those of its first and of its second norm.
 constexpr int kFirstNorm = 3, kSecondNorm = 8;
 
 const float *floats(void *data) { return static_cast<const float *>(data); }
@@ -514,7 +519,7 @@ float *output(void *data) { return static_cast<float *>(data); }
 
 // -------------------------------------------------------------------------------------------------- dense few channels
 
-// Patches of `rows` output rows as a matrix (in_channels * kernel^2, rows * out_width).
+// The patches for `rows` output rows form a matrix (in_channels * kernel^2, rows * out_width).
 struct Patches {
   int64_t channels, height, width, kernel, stride, pad, out_width;
 
@@ -525,7 +530,7 @@ struct Patches {
         for (int64_t kx = 0; kx < kernel; kx++)
           for (int64_t r = 0; r < rows; r++) {
             const int64_t y = (from_row + r) * stride + ky - pad;
-            // Outputs from `begin` to `end` have this tap inside the image.
+            // For outputs from `begin` to `end`, this tap is inside the image.
             const int64_t begin = std::min(out_width, std::max<int64_t>(0, (pad - kx + stride - 1) / stride));
             const int64_t last = width - 1 + pad - kx;
             const int64_t end = y < 0 || y >= height || last < 0 ? begin : std::min(out_width, last / stride + 1);
@@ -563,7 +568,7 @@ struct Dense {
     const int64_t stride = static_cast<int64_t>(settings[0]), pad = static_cast<int64_t>(settings[1]);
     out_height = (in[2] + 2 * pad - weight[2]) / stride + 1;
     patches = {in[1], in[2], in[3], weight[2], stride, pad, (in[3] + 2 * pad - weight[3]) / stride + 1};
-    // Rows at once, so that their patches stay in the second-level cache.
+    // The number of rows per tile is chosen so that their patches fit into the second-level cache.
     tile = std::min(out_height, std::max<int64_t>(1, 32768 / (depth * patches.out_width)));
   }
 
@@ -583,7 +588,7 @@ struct Dense {
 // ------------------------------------------------------------------------------------------------------ 1x1 products
 
 struct Pointwise {
-  int64_t batch, in_channels, out_channels, groups, size, in, out;  // in, out: channels a group
+  int64_t batch, in_channels, out_channels, groups, size, in, out;  // in, out: channels per group
 
   Pointwise(const int64_t *x, const int64_t *weight)
       : batch(x[0]), in_channels(x[1]), out_channels(weight[0]), size(x[2] * x[3]) {
@@ -595,7 +600,7 @@ struct Pointwise {
 
 // ---------------------------------------------------------------------------------------------------------- channels
 
-// Two maps of the same size and the one of all their channels.
+// Two feature maps of the same size, and the feature map with the channels of both.
 struct Halves {
   int64_t batch, first, second, size;
   bool interleaved;
@@ -604,7 +609,7 @@ struct Halves {
       : batch(a[0]), first(a[1]), second(b[1]), size(a[2] * a[3]), interleaved(settings[0] != 0) {}
 
   int64_t channels() const { return first + second; }
-  // Of plane `i` of the whole: which half holds it, and where.
+  // part(i): which of the two holds plane `i` of the whole. at(i): its position there.
   int part(int64_t i) const {
     const int64_t c = i % channels();
     return static_cast<int>(interleaved ? c % 2 : c >= first);
@@ -616,7 +621,7 @@ struct Halves {
   }
 };
 
-// Tasks over the planes of a map, several at a time, for work that is small.
+// Calls task(i) for each plane of a feature map, in parallel; one thread takes several planes if they are small.
 void parallel_planes(const int64_t *shape, const std::function<void(int64_t)> &task) {
   const int64_t planes = shape[0] * shape[1], block = 1 + 16384 / (shape[2] * shape[3]);
   parallel((planes + block - 1) / block, [&](int64_t b) {
@@ -624,7 +629,7 @@ void parallel_planes(const int64_t *shape, const std::function<void(int64_t)> &t
   });
 }
 
-// Calls body(position, count) for every vector of a map's elements, spread over the threads.
+// Calls body(position, count) for each vector of a feature map's elements, distributed over the threads.
 template <class Body>
 void for_elements(const int64_t *shape, Body body) {
   const int64_t size = shape[2] * shape[3];
@@ -682,8 +687,8 @@ int norm_backward(int, void **data, int *, int64_t **shapes, const char **, void
   return 0;
 }
 
-// Inputs x, first norm (4), weight, second norm (4), settings; outputs z, mean and inverse of the first and the second.
-// A norm that is not present has inputs and outputs of one element.
+// Inputs x, first norm (4), weight, second norm (4), settings; outputs z, mean and inverse of the first norm, mean and
+// inverse of the second norm. A missing norm has inputs and outputs with one element.
 int depthwise_forward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
   const float *x = floats(data[0]), *weight = floats(data[5]), *settings = floats(data[10]);
   const Depthwise op(shapes[0], shapes[5], settings);
@@ -725,8 +730,9 @@ int depthwise_forward(int, void **data, int *, int64_t **shapes, const char **, 
   return 0;
 }
 
-// Inputs x, dz, gamma, beta, mean, inverse of the first norm, weight, the same of the second, settings; outputs dx,
-// dgamma, dbeta of the first, dweight, dgamma, dbeta of the second. What lies between x and z is computed again.
+// Inputs x, dz; gamma, beta, mean, inverse of the first norm; weight; the same four of the second norm; settings.
+// Outputs dx; dgamma, dbeta of the first norm; dweight; dgamma, dbeta of the second norm. The kernel recomputes the
+// feature maps between x and z.
 int depthwise_backward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
   const float *x = floats(data[0]), *dz = floats(data[1]), *weight = floats(data[6]), *settings = floats(data[11]);
   const Depthwise op(shapes[0], shapes[6], settings);
@@ -772,7 +778,7 @@ int depthwise_backward(int, void **data, int *, int64_t **shapes, const char **,
       const NormInputGradient behind(after, after_sums, static_cast<double>(op.batch * out_size), second[4] != 0);
       const Vec a = all(after.scale()), b = all(after.shift());
       for (int64_t n = 0; n < op.batch; n++) {
-        // d: the gradient of the convolution's output.
+        // d is the gradient of the convolution's output.
         const float *from = dz + op.out_at(n, c);
         with_activation(after.activation, [&](auto kind) {
           for (int64_t y = 0; y < op.out_height; y++) {
@@ -789,7 +795,8 @@ int depthwise_backward(int, void **data, int *, int64_t **shapes, const char **,
         });
         lay_out_input(n);
         correlate<kernel.value, stride.value>(layout, padded, d, d_row, op.out_height, dw);
-        // The input's gradient: the flipped kernel over d, with zeros between its elements at stride 2.
+        // The input's gradient is the convolution of d with the flipped kernel. At stride 2, zeros are inserted between
+        // the elements of d.
         for (int64_t y = 0; y < op.out_height; y++) {
           float *to = stuffed + spread.at(y * stride.value + pad, pad);
           for (int64_t i = 0; i < op.out_width; i++) to[i * stride.value] = d[y * d_row + i];
@@ -830,7 +837,7 @@ int pointwise_forward(int, void **data, int *, int64_t **shapes, const char **, 
   const float *x = floats(data[0]), *weight = floats(data[1]);
   float *y = output(data[2]);
   std::atomic<int> status{0};
-  // Of few images, parts of their area are tasks of their own.
+  // With few images, each is divided into several tasks.
   const int64_t images = op.batch * op.groups, parts = images < 8 ? std::min<int64_t>(8, (op.size + 63) / 64) : 1;
   const int64_t part = round_up((op.size + parts - 1) / parts, 16);
   parallel(images * parts, [&](int64_t i) {
@@ -850,7 +857,8 @@ int pointwise_backward(int, void **data, int *, int64_t **shapes, const char **,
   const Pointwise op(shapes[0], shapes[2]);
   const float *x = floats(data[0]), *dy = floats(data[1]), *weight = floats(data[2]);
   float *dx = output(data[3]), *dweight = output(data[4]);
-  // The weight's gradient is summed over the batch, image by image, for a block of output channels at a time.
+  // The first tasks compute the weight's gradient: each sums over the batch for one block of output channels. The other
+  // tasks compute the input's gradient, each for one image and group.
   const int64_t rows = std::max<int64_t>(8, round_up((op.out + 3) / 4, 8));
   const int64_t blocks = (op.out + rows - 1) / rows, images = op.batch * op.groups;
   std::atomic<int> status{0};
@@ -907,7 +915,7 @@ int max_pool_backward(int, void **data, int *, int64_t **shapes, const char **, 
   return 0;
 }
 
-// Inputs a, b, settings (interleaved); output: the channels of both, one after the other or in turn.
+// Inputs a, b, settings (interleaved); output: the concatenated channels. Interleaved: they alternate.
 int merge_channels(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
   const Halves op(shapes[0], shapes[1], floats(data[2]));
   const float *parts[2] = {floats(data[0]), floats(data[1])};
@@ -918,7 +926,7 @@ int merge_channels(int, void **data, int *, int64_t **shapes, const char **, voi
   return 0;
 }
 
-// Inputs x, settings (interleaved); outputs a, b: what merge_channels puts together to x.
+// Inputs x, settings (interleaved); outputs a, b: the inverse of merge_channels.
 int deal_channels(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
   const Halves op(shapes[2], shapes[3], floats(data[1]));
   const float *both = floats(data[0]);
@@ -949,7 +957,7 @@ int add_relu_backward(int, void **data, int *, int64_t **shapes, const char **, 
   return 0;
 }
 
-// Input x; output (N, C, 1, 1): the mean of each map.
+// Input x; output (N, C, 1, 1): the mean of each channel.
 int mean_forward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
   const float *x = floats(data[0]);
   float *y = output(data[1]);
@@ -971,7 +979,7 @@ int mean_backward(int, void **data, int *, int64_t **shapes, const char **, void
   return 0;
 }
 
-// Inputs x, factors (N, C, 1, 1); output: each map times its factor.
+// Inputs x, factors (N, C, 1, 1); output: each channel times its factor.
 int scale_forward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
   const float *x = floats(data[0]), *factors = floats(data[1]);
   float *y = output(data[2]);

@@ -1,41 +1,75 @@
-"""The native kernels as MindSpore operators; all tensors are float32, maps are (N, C, H, W).
+"""The native kernels as MindSpore operators. All tensors are float32; feature maps are (N, C, H, W).
 
-Each factory takes the path of the built library and returns a function of tensors with its gradient.
+Each factory takes the path of the compiled library. It returns a function of tensors that MindSpore can differentiate.
 """
+
+from pathlib import Path
+from typing import Any, Callable, NamedTuple, Optional
 
 import mindspore as ms
 import numpy as np
 from mindspore import ops
 
-ACTIVATIONS = {None: 0, "ReLU": 1, "ReLU6": 2, "HSwish": 3}  # by the class names of mindspore.nn; as in kernels.cpp
+from src.models.declaration import Shape
+
+ACTIVATIONS = {None: 0, "ReLU": 1, "ReLU6": 2, "HSwish": 3}  # class names in mindspore.nn to kernels.cpp's enum
+Operator = Callable[..., Any]  # takes tensors, returns a tensor or a tuple of tensors
 
 
-def custom(library, function, out_shape, outputs, bprop=None, kind=()):
-    """Return the operator `function` of the library; `out_shape` gives the shapes of its `outputs` from its inputs'.
+class NormSettings(NamedTuple):
+    """The settings of a BatchNorm with its activation. `momentum` is the share of the old moving statistics.
 
-    `kind` is all that tells it from other operators of the same function.
+    `activation` is a key of ACTIVATIONS. `batch_statistics` is true in training.
+    """
+
+    epsilon: float
+    momentum: float
+    activation: Optional[str]
+    batch_statistics: bool
+
+
+def custom(
+    library: Path,
+    function: str,
+    out_shape: Callable[..., Any],
+    outputs: int,
+    bprop: Optional[Callable[..., Any]] = None,
+    kind: Any = (),
+) -> Operator:
+    """Return the operator that calls `function` of the library and has a number of `outputs`.
+
+    `out_shape` returns the shapes of the outputs for the shapes of the inputs. `kind` must differ between operators of
+    the same function whose `out_shape` or `bprop` differ.
     """
     dtypes = ms.float32 if outputs == 1 else (ms.float32,) * outputs
     operator = ops.Custom(f"{library}:{function}", out_shape, dtypes, "aot", bprop=bprop)
-    # MindSpore takes operators of equal attributes for one and uses the shapes and the gradient of the first for all.
+    # MindSpore takes operators with equal attributes for the same operator: all get the shapes and gradient of the
+    # first.
     operator.add_prim_attr("kind", str(kind))
     return operator
 
 
-def norm_settings(norm):
-    """Return (epsilon, momentum, activation, present, batch statistics) of a norm, or of none."""
+def norm_values(norm: Optional[NormSettings]) -> tuple[float, ...]:
+    """Return (epsilon, momentum, activation, present, batch statistics), the numbers that kernels.cpp expects.
+
+    Without a norm, all are 0.
+    """
     if norm is None:
         return (0.0, 0.0, 0, 0, 0)
     return (norm.epsilon, norm.momentum, ACTIVATIONS[norm.activation], 1, norm.batch_statistics)
 
 
-def settings_of(*values):
-    return ms.Tensor(np.float32(values))
+def settings_of(*values: float) -> ms.Tensor:
+    """Return the tensor of settings, the last input of an operator."""
+    return ms.Tensor(np.array(values, np.float32))
 
 
-def norm_activation(library, norm):
-    """BatchNorm and activation: f(x, gamma, beta, moving_mean, moving_variance) -> y; the moving statistics advance."""
-    kind = norm_settings(norm)
+def norm_activation(library: Path, norm: NormSettings) -> Operator:
+    """Return BatchNorm with activation: f(x, gamma, beta, moving_mean, moving_variance) -> y.
+
+    In training, the operator updates the moving statistics in place.
+    """
+    kind = norm_values(norm)
     settings = settings_of(*kind)
     backward = custom(library, "norm_backward", lambda x, dy, gamma, beta, *_: (x, gamma, beta), 3)
 
@@ -51,14 +85,21 @@ def norm_activation(library, norm):
     return function
 
 
-def depthwise(library, stride, before, after, keep=False, runs=1):
-    """Depthwise convolution, padded to keep the size at stride 1, with a norm `before` and `after` it, each or None.
+def depthwise(
+    library: Path,
+    stride: int,
+    before: Optional[NormSettings],
+    after: Optional[NormSettings],
+    keep: bool = False,
+    shuffle_groups: int = 1,
+) -> Operator:
+    """Return a depthwise convolution with a BatchNorm and activation `before` and `after` it, each optional.
 
-    f(x, gamma, beta, moving_mean, moving_variance, weight, gamma, beta, moving_mean, moving_variance) -> z. `keep` puts
-    the normalised input before the result, 2 C channels in all; `runs` takes the input's channels from so many equal
-    runs in turn.
+    f(x, gamma, beta, moving_mean, moving_variance, weight, gamma, beta, moving_mean, moving_variance) -> z. The padding
+    keeps the size at stride 1. With `keep`, the output starts with the normalised input and has 2 C channels. With
+    `shuffle_groups` above 1, the input passes a channel shuffle with this number of groups first.
     """
-    kind = (stride, keep, runs, *norm_settings(before), *norm_settings(after))
+    kind = (stride, keep, shuffle_groups, *norm_values(before), *norm_values(after))
     settings = settings_of(*kind)
 
     def out_shape(x, gamma1, beta1, mean1, variance1, weight, gamma2, *_):
@@ -77,8 +118,8 @@ def depthwise(library, stride, before, after, keep=False, runs=1):
         dx, dgamma1, dbeta1, dweight, dgamma2, dbeta2 = backward(
             x, dout[0], gamma1, beta1, out[1], out[2], weight, gamma2, beta2, out[3], out[4], settings
         )
-        none1, none2 = ops.zeros_like(gamma1), ops.zeros_like(gamma2)
-        return dx, dgamma1, dbeta1, none1, none1, dweight, dgamma2, dbeta2, none2, none2, ops.zeros_like(settings)
+        zero1, zero2 = ops.zeros_like(gamma1), ops.zeros_like(gamma2)
+        return dx, dgamma1, dbeta1, zero1, zero1, dweight, dgamma2, dbeta2, zero2, zero2, ops.zeros_like(settings)
 
     forward = custom(library, "depthwise_forward", out_shape, 5, bprop, kind)
 
@@ -88,8 +129,8 @@ def depthwise(library, stride, before, after, keep=False, runs=1):
     return function
 
 
-def pointwise(library):
-    """1x1 convolution, grouped where the weight has fewer input channels than x: f(x, weight) -> y."""
+def pointwise(library: Path) -> Operator:
+    """Return a 1x1 convolution: f(x, weight) -> y. It is grouped if the weight has fewer input channels than x."""
     backward = custom(library, "pointwise_backward", lambda x, dy, weight: (x, weight), 2)
 
     def bprop(x, weight, out, dout):
@@ -98,8 +139,8 @@ def pointwise(library):
     return custom(library, "pointwise_forward", lambda x, weight: (x[0], weight[0], *x[2:]), 1, bprop)
 
 
-def dense(library, stride, padding):
-    """KxK convolution that mixes all channels, for few of them: f(x, weight) -> y."""
+def dense(library: Path, stride: int, padding: int) -> Operator:
+    """Return an ungrouped KxK convolution for few input channels: f(x, weight) -> y."""
     settings = settings_of(stride, padding)
 
     def out_shape(x, weight, _):
@@ -110,7 +151,7 @@ def dense(library, stride, padding):
     input_gradient = custom(library, "dense_input_gradient", lambda x, dy, weight, _: x, 1)
 
     def bprop(x, weight, settings, out, dout):
-        # Two operators: where the input needs no gradient, as an image does not, the compiler drops the second.
+        # Two operators, so that the compiler drops the first if the input is an image, which needs no gradient.
         return (
             input_gradient(x, dout, weight, settings),
             weight_gradient(x, dout, weight, settings),
@@ -125,8 +166,8 @@ def dense(library, stride, padding):
     return function
 
 
-def max_pool(library):
-    """3x3 max pooling at stride 2, padded by 1: f(x) -> y."""
+def max_pool(library: Path) -> Operator:
+    """Return 3x3 max pooling at stride 2, padded by 1: f(x) -> y."""
     backward = custom(library, "max_pool_backward", lambda x, dy: x, 1)
 
     def bprop(x, out, dout):
@@ -135,25 +176,29 @@ def max_pool(library):
     return custom(library, "max_pool_forward", lambda x: (*x[:2], *((side - 1) // 2 + 1 for side in x[2:])), 1, bprop)
 
 
-def merged_shape(a, b, _):
+def concat_shape(a: Shape, b: Shape, _: Shape) -> Shape:
+    """Return the shape of the concatenation of `a` and `b` along the channels."""
     return a[0], a[1] + b[1], *a[2:]
 
 
-def dealt_shapes(first):
-    """Return the shape function of `deal_channels` for `first` channels in the first part."""
-    return lambda x, _: ((x[0], first, *x[2:]), (x[0], x[1] - first, *x[2:]))
+def split_shapes(first_channels: int) -> Callable[[Shape, Shape], tuple[Shape, Shape]]:
+    """Return the shape function of `split`: the first output has `first_channels` channels."""
+    return lambda x, _: ((x[0], first_channels, *x[2:]), (x[0], x[1] - first_channels, *x[2:]))
 
 
-def merge(library, first, interleaved):
-    """Channels of two maps, one after the other or, of equally many, in turn: f(a, b) -> both; a has `first`."""
+def concat(library: Path, first_channels: int, interleaved: bool) -> Operator:
+    """Return the concatenation of two feature maps' channels: f(a, b) -> both. `a` has `first_channels` channels.
+
+    With `interleaved`, the channels alternate, and `a` and `b` have the same number of channels.
+    """
     settings = settings_of(interleaved)
-    dealt = custom(library, "deal_channels", dealt_shapes(first), 2, kind=first)
+    split_gradient = custom(library, "deal_channels", split_shapes(first_channels), 2, kind=first_channels)
 
     def bprop(a, b, settings, out, dout):
-        da, db = dealt(dout, settings)
+        da, db = split_gradient(dout, settings)
         return da, db, ops.zeros_like(settings)
 
-    forward = custom(library, "merge_channels", merged_shape, 1, bprop, (first, interleaved))
+    forward = custom(library, "merge_channels", concat_shape, 1, bprop, (first_channels, interleaved))
 
     def function(a, b):
         return forward(a, b, settings)
@@ -161,15 +206,15 @@ def merge(library, first, interleaved):
     return function
 
 
-def deal(library, first, interleaved):
-    """The `first` channels and the rest, or the even and the odd ones: f(x) -> (a, b)."""
+def split(library: Path, first_channels: int, interleaved: bool) -> Operator:
+    """Return the inverse of `concat`: f(x) -> (a, b), the first channels and the rest, or even and odd channels."""
     settings = settings_of(interleaved)
-    merged = custom(library, "merge_channels", merged_shape, 1)
+    concat_gradient = custom(library, "merge_channels", concat_shape, 1)
 
     def bprop(x, settings, out, dout):
-        return merged(dout[0], dout[1], settings), ops.zeros_like(settings)
+        return concat_gradient(dout[0], dout[1], settings), ops.zeros_like(settings)
 
-    forward = custom(library, "deal_channels", dealt_shapes(first), 2, bprop, (first, interleaved))
+    forward = custom(library, "deal_channels", split_shapes(first_channels), 2, bprop, (first_channels, interleaved))
 
     def function(x):
         return forward(x, settings)
@@ -177,8 +222,8 @@ def deal(library, first, interleaved):
     return function
 
 
-def add_relu(library):
-    """f(a, b) -> relu(a + b), of equal shapes."""
+def add_relu(library: Path) -> Operator:
+    """Return f(a, b) -> relu(a + b) for equal shapes."""
     backward = custom(library, "add_relu_backward", lambda y, dy: y, 1)
 
     def bprop(a, b, out, dout):
@@ -188,8 +233,8 @@ def add_relu(library):
     return custom(library, "add_relu_forward", lambda a, b: a, 1, bprop)
 
 
-def mean(library):
-    """The mean of each map: f(x) -> (N, C, 1, 1)."""
+def mean(library: Path) -> Operator:
+    """Return global average pooling: f(x) -> (N, C, 1, 1)."""
     backward = custom(library, "mean_backward", lambda x, dy: x, 1)
 
     def bprop(x, out, dout):
@@ -198,8 +243,8 @@ def mean(library):
     return custom(library, "mean_forward", lambda x: (*x[:2], 1, 1), 1, bprop)
 
 
-def scale(library):
-    """Each map times its factor, (N, C, 1, 1): f(x, factors) -> y."""
+def scale(library: Path) -> Operator:
+    """Return the product of each channel with its factor: f(x, factors) -> y, with factors (N, C, 1, 1)."""
     backward = custom(library, "scale_backward", lambda x, dy, factors: (x, factors), 2)
 
     def bprop(x, factors, out, dout):

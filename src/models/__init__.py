@@ -1,8 +1,8 @@
-"""The networks by name, and `create_model`, which builds a classifier of images from one of them."""
+"""The table of networks, and `create_model`, which builds an image classifier from the config."""
 
 from mindspore import nn
 
-from src.config.schema import MINDCV, DataConfig, DistillConfig, ModelConfig, listed, resolve_own_keys
+from src.config.schema import MINDCV, DataConfig, DistillConfig, ModelConfig, listed, resolve_own_keys, resolved
 from src.errors import did_you_mean
 from src.models.classifier import Classifier
 from src.models.ghostnet import GhostNet
@@ -14,7 +14,7 @@ from src.models.mobilenet_v3 import MobileNetV3Large, MobileNetV3Small
 from src.models.shufflenet_v1 import ShuffleNetV1
 from src.models.shufflenet_v2 import ShuffleNetV2
 
-NETWORKS = {
+NETWORKS: dict[str, type[nn.Cell]] = {
     "shufflenet_v1": ShuffleNetV1,
     "shufflenet_v2": ShuffleNetV2,
     "mobilenet_v2": MobileNetV2,
@@ -27,16 +27,18 @@ NETWORKS = {
 
 
 def resolve_model(model: ModelConfig) -> None:
-    """Give the settings that the chosen network alone has their defaults.
+    """Fill in the defaults of the settings that only the chosen network has.
 
-    An unknown network or width, and a setting that the network does not have, are a `ValueError` that begins with the
-    key.
+    Raise a `ValueError` that begins with the key if the network or the width is unknown, or if the network does not
+    have the setting.
     """
     if model.name.startswith(MINDCV):
         check_mindcv_name("model.name", model.name)
         for key, field in ModelConfig.model_fields.items():
             if key not in ("name", "classes") and getattr(model, key) != field.default:
-                raise ValueError(f"model.{key}: {getattr(model, key)} is not for mindcv's networks, leave it out")
+                raise ValueError(
+                    f"model.{key}: {getattr(model, key)} is not supported by mindcv's networks; leave it out"
+                )
         return
     if model.name not in NETWORKS:
         raise ValueError(
@@ -46,7 +48,7 @@ def resolve_model(model: ModelConfig) -> None:
     if model.width not in network.variants:
         raise ValueError(f"model.width: {model.width} is not one of {listed(network.variants)} ({model.name})")
     options = {name: getattr(network, "options", {}) for name, network in NETWORKS.items()}
-    defaults = {name: {key: option.default for key, option in own.items()} for name, own in options.items()}
+    defaults = {name: {key: option.default for key, option in settings.items()} for name, settings in options.items()}
     try:
         resolve_own_keys(model, "name", model.name, defaults)
         for key, option in options[model.name].items():
@@ -59,38 +61,40 @@ def resolve_model(model: ModelConfig) -> None:
 
 
 def resolve_teacher(distill: DistillConfig) -> None:
-    """Raise a `ValueError` where `distill.teacher` names a network that mindcv does not have."""
+    """Raise a `ValueError` if `distill.teacher` names a network that mindcv does not have."""
     if distill.teacher is not None and distill.teacher.startswith(MINDCV):
         check_mindcv_name("distill.teacher", distill.teacher)
 
 
 def check_mindcv_name(key: str, name: str) -> None:
+    """Raise a `ValueError` that begins with `key` if `name` is not a network of mindcv."""
     known = mindcv_networks()
     if name not in known:
         raise ValueError(f"{key}: {name!r} is not a network of mindcv{did_you_mean(name, known)}")
 
 
 def mindcv_networks() -> list[str]:
-    """Return the names of mindcv's networks, each after MINDCV."""
-    import mindcv  # takes seconds, and few runs need it
+    """Return the names of mindcv's networks, each with the prefix MINDCV."""
+    import mindcv  # imported here because it takes seconds and few runs need it
 
     return [MINDCV + name for name in mindcv.list_models()]
 
 
 def create_model(model: ModelConfig, data: DataConfig, classes: int) -> Classifier:
-    """Return the classifier that the config's sections describe, with fresh weights and so many `classes`."""
+    """Return the classifier that the config sections describe, with new weights and `classes` outputs."""
+    mean, std = resolved(data.mean), resolved(data.std)
     if model.name.startswith(MINDCV):
         import mindcv
 
         network = mindcv.create_model(
             model.name[len(MINDCV) :], num_classes=classes, in_channels=data.channels, pretrained=False
         )
-        return Classifier(network, None, 0.0, data.mean, data.std)
+        return Classifier(network, None, 0.0, mean, std)
     network = NETWORKS[model.name]
-    own = {key: getattr(model, key) for key in getattr(network, "options", {})}
-    backbone = network(width=model.width, in_channels=data.channels, stem_stride=model.stem_stride, **own)
+    options = {key: getattr(model, key) for key in getattr(network, "options", {})}
+    backbone = network(width=model.width, in_channels=data.channels, stem_stride=model.stem_stride, **options)
     head = nn.Dense(backbone.out_features, classes)
-    classifier = Classifier(backbone, head, model.dropout, data.mean, data.std)
+    classifier = Classifier(backbone, head, model.dropout, mean, std)
     if model.norm_epsilon is not None or model.norm_momentum is not None:
         set_norm(classifier, model.norm_epsilon, model.norm_momentum)
     initialize_weights(classifier)

@@ -1,23 +1,33 @@
 """GhostNet: https://arxiv.org/abs/1911.11907, section 3 and table 1."""
 
 import math
+from typing import Optional
 
+import mindspore as ms
 from mindspore import nn, ops
 
-from src.models.declaration import element_wise
+from src.models.declaration import NativeKernels, Operation, Shape, element_wise
 from src.models.layers import ChannelConcat, ConvNormAct, GlobalPool, SqueezeExcite, make_divisible
 
 
 class GhostModule(nn.Cell):
-    """A convolution whose outputs are in part cheap depthwise transforms of the others (section 3.1).
+    """Convolution that computes some output channels from the others by a cheap depthwise convolution (section 3.1).
 
-    Stands in for a convolution with BatchNorm: (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride).
-    `ratio` is the paper's s: one output in `ratio` is convolved, the rest are ghosts made by `ghost_kernel_size`.
+    Replaces a convolution with BatchNorm: (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride). `ratio`
+    is the paper's s: the convolution computes one output channel in `ratio`. A depthwise convolution of size
+    `ghost_kernel_size` computes the other output channels, the ghosts.
     """
 
     def __init__(
-        self, in_channels, out_channels, kernel_size=1, stride=1, ratio=2, ghost_kernel_size=3, activation=nn.ReLU
-    ):
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        ratio: int = 2,
+        ghost_kernel_size: int = 3,
+        activation: Optional[type[nn.Cell]] = nn.ReLU,
+    ) -> None:
         super().__init__()
         primary = math.ceil(out_channels / ratio)
         ghosts = primary * (ratio - 1)
@@ -27,19 +37,22 @@ class GhostModule(nn.Cell):
         self.out_channels = out_channels
         self.surplus = primary + ghosts > out_channels
 
-    def construct(self, x):
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
         primary = self.primary(x)
         both = self.concat(primary, self.ghosts(primary))
         return both[:, : self.out_channels] if self.surplus else both
 
-    def fuse(self, kernels):
+    def fuse(self, kernels: NativeKernels) -> Optional[nn.Cell]:
+        """Return the native Cell that replaces the module, or None."""
         return kernels.ghost(self)
 
 
 class GhostBottleneck(nn.Cell):
-    """Ghost expansion, at stride 2 a depthwise convolution, SE where asked, ghost projection, shortcut (figure 3)."""
+    """Ghost expansion, depthwise convolution (stride 2 only), optional SE, ghost projection, shortcut (figure 3)."""
 
-    def __init__(self, in_channels, hidden, out_channels, kernel_size, stride, squeeze):
+    def __init__(
+        self, in_channels: int, hidden: int, out_channels: int, kernel_size: int, stride: int, squeeze: bool
+    ) -> None:
         super().__init__()
         self.expand = GhostModule(in_channels, hidden)
         self.depthwise = None
@@ -54,7 +67,7 @@ class GhostBottleneck(nn.Cell):
                 ConvNormAct(in_channels, out_channels, 1, activation=None),
             )
 
-    def construct(self, x):
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
         y = self.expand(x)
         if self.depthwise is not None:
             y = self.depthwise(y)
@@ -63,12 +76,12 @@ class GhostBottleneck(nn.Cell):
         y = self.project(y)
         return y + (x if self.shortcut is None else self.shortcut(x))
 
-    def operations(self, x, y):
+    def operations(self, x: Shape, y: Shape) -> list[Operation]:
         return [element_wise("Add", y, operands=2)]
 
 
 class GhostNet(nn.Cell):
-    """(N, in_channels, H, W) to features (N, out_features)."""
+    """Backbone: normalised pixels (N, in_channels, H, W) to features (N, out_features)."""
 
     variants = (0.5, 1.0, 1.3)  # width multipliers
     out_features = 1280  # at every width
@@ -91,7 +104,7 @@ class GhostNet(nn.Cell):
         (5, 960, 160, True, 1),
     )
 
-    def __init__(self, width=1.0, in_channels=3, stem_stride=2):
+    def __init__(self, width: float = 1.0, in_channels: int = 3, stem_stride: int = 2) -> None:
         super().__init__()
         channels = make_divisible(16 * width, 4)
         self.stem = ConvNormAct(in_channels, channels, 3, stem_stride)
@@ -104,12 +117,12 @@ class GhostNet(nn.Cell):
         self.blocks = nn.SequentialCell(blocks)
         self.last = ConvNormAct(channels, make_divisible(960 * width, 4), 1)
         self.global_pool = GlobalPool()
-        # On the pooled 1x1 map and without BatchNorm, as in table 1.
+        # This layer acts on the pooled 1x1 feature map and has no BatchNorm, as in table 1.
         self.widen = nn.Conv2d(make_divisible(960 * width, 4), self.out_features, 1, has_bias=True)
 
-    def construct(self, x):
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
         pooled = self.global_pool(self.last(self.blocks(self.stem(x))))
         return ops.flatten(ops.relu(self.widen(pooled)))
 
-    def operations(self, x, y):
+    def operations(self, x: Shape, y: Shape) -> list[Operation]:
         return [element_wise("ReLU", y)]

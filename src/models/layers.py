@@ -1,35 +1,37 @@
-"""Blocks that several networks share. All maps are float32 of shape (N, C, H, W)."""
+"""Blocks that several networks share. All feature maps are float32 of shape (N, C, H, W)."""
+
+from typing import Callable, Optional
 
 import mindspore as ms
 from mindspore import nn, ops
 from mindspore.common.initializer import HeNormal, Normal, initializer
 
-from src.models.declaration import Operation, element_wise, elements
+from src.models.declaration import Operation, Shape, element_wise, elements
 
 
-def make_divisible(channels, divisor=8):
-    """Round a channel count to a multiple of `divisor`, never below 0.9 of it (MobileNetV2's reference code)."""
+def make_divisible(channels: float, divisor: int = 8) -> int:
+    """Round `channels` to a multiple of `divisor`, but never below 0.9 `channels` (MobileNetV2's reference code)."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
 class ConvNormAct(nn.Cell):
-    """Convolution without bias, BatchNorm, activation; padded so that stride 1 keeps the map's size.
+    """Convolution without bias, BatchNorm, activation. The padding keeps the feature map's size at stride 1.
 
-    `activation` is a Cell class such as `nn.ReLU`, or None for a linear output; `norm` makes the BatchNorm of a number
-    of channels.
+    `activation` is a Cell class such as `nn.ReLU`, or None for a linear output. `norm` is called with the number of
+    channels and returns the BatchNorm.
     """
 
     def __init__(
         self,
-        in_channels,
-        out_channels,
-        kernel_size,
-        stride=1,
-        groups=1,
-        activation=nn.ReLU,
-        norm=nn.BatchNorm2d,
-    ):
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        groups: int = 1,
+        activation: Optional[type[nn.Cell]] = nn.ReLU,
+        norm: Callable[[int], nn.Cell] = nn.BatchNorm2d,
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(
             in_channels,
@@ -44,18 +46,18 @@ class ConvNormAct(nn.Cell):
         self.norm = norm(out_channels)
         self.act = activation() if activation else None
 
-    def construct(self, x):
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
         x = self.norm(self.conv(x))
         return x if self.act is None else self.act(x)
 
 
 class SqueezeExcite(nn.Cell):
-    """Scale each channel by a gate computed from all channels' means (Squeeze-and-Excitation, section 3).
+    """Squeeze-and-Excitation: scale each channel by a gate that depends on the means of all channels (section 3).
 
-    `reduced` is the width of the hidden layer, `gate` the Cell class of the gate's activation.
+    `reduced` is the number of hidden channels, `gate` the Cell class of the gate's activation.
     """
 
-    def __init__(self, channels, reduced, gate=nn.HSigmoid):
+    def __init__(self, channels: int, reduced: int, gate: type[nn.Cell] = nn.HSigmoid) -> None:
         super().__init__()
         self.pool = GlobalPool()
         self.reduce = nn.Conv2d(channels, reduced, 1, has_bias=True)
@@ -63,31 +65,31 @@ class SqueezeExcite(nn.Cell):
         self.expand = nn.Conv2d(reduced, channels, 1, has_bias=True)
         self.gate = gate()
 
-    def construct(self, x):
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
         return x * self.gate(self.expand(self.act(self.reduce(self.pool(x)))))
 
-    def operations(self, x, y):
+    def operations(self, x: Shape, y: Shape) -> list[Operation]:
         return [Operation("Mul", "element-wise", x, y, elements(x, x[:1], y))]
 
 
 class InvertedResidual(nn.Cell):
-    """1x1 expansion, depthwise KxK, SE where asked, linear 1x1; added to its input where the shapes agree.
+    """1x1 expansion, depthwise KxK, optional SE, linear 1x1; added to the input if both have the same shape.
 
-    MobileNetV2, figure 3b; with `squeeze`, the width of SE's hidden layer, MobileNetV3, figure 4. There is no expansion
-    where `hidden` is `in_channels`.
+    MobileNetV2, figure 3b. `squeeze` is the number of SE's hidden channels (MobileNetV3, figure 4) or None for no SE.
+    If `hidden` equals `in_channels`, the block has no expansion.
     """
 
     def __init__(
         self,
-        in_channels,
-        hidden,
-        out_channels,
-        kernel_size,
-        stride,
-        activation,
-        squeeze=None,
-        norm=nn.BatchNorm2d,
-    ):
+        in_channels: int,
+        hidden: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int,
+        activation: type[nn.Cell],
+        squeeze: Optional[int] = None,
+        norm: Callable[[int], nn.Cell] = nn.BatchNorm2d,
+    ) -> None:
         super().__init__()
         layers = []
         if hidden != in_channels:
@@ -99,86 +101,96 @@ class InvertedResidual(nn.Cell):
         self.layers = nn.SequentialCell(layers)
         self.residual = stride == 1 and in_channels == out_channels
 
-    def construct(self, x):
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
         return x + self.layers(x) if self.residual else self.layers(x)
 
-    def operations(self, x, y):
+    def operations(self, x: Shape, y: Shape) -> list[Operation]:
         return [element_wise("Add", y, operands=2)] if self.residual else []
 
 
 class AddReLU(nn.Cell):
-    """ReLU of the sum of two feature maps of one shape."""
+    """Add two feature maps of the same shape and apply ReLU."""
 
-    def construct(self, a, b):
+    def construct(self, a: ms.Tensor, b: ms.Tensor) -> ms.Tensor:
         return ops.relu(a + b)
 
-    def operations(self, x, y):
+    def operations(self, x: Shape, y: Shape) -> list[Operation]:
         return [element_wise("Add", y, operands=2), element_wise("ReLU", y)]
 
 
 class ChannelShuffle(nn.Cell):
-    """Take the channels of (N, C, H, W) from `groups` equal runs in turn, one of each (ShuffleNetV1, figure 1c)."""
+    """Channel shuffle (ShuffleNetV1, figure 1c): (N, C, H, W) to the same shape.
 
-    def __init__(self, groups):
+    The output starts with the first channel of each of the `groups` groups, then has the second of each, and so on.
+    """
+
+    def __init__(self, groups: int) -> None:
         super().__init__()
         self.groups = groups
 
-    def construct(self, x):
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
         batch, channels, height, width = x.shape
         x = ops.reshape(x, (batch, self.groups, channels // self.groups, height, width))
         return ops.reshape(ops.transpose(x, (0, 2, 1, 3, 4)), (batch, channels, height, width))
 
-    def operations(self, x, y):
+    def operations(self, x: Shape, y: Shape) -> list[Operation]:
         return [element_wise("Shuffle", y)]
 
 
 class ChannelSplit(nn.Cell):
-    """Two halves of `channels` channels: the first and the second, or the even and the odd ones."""
+    """Split `channels` channels into two halves: the first and the second half, or even and odd channels.
 
-    def __init__(self, channels, interleaved):
+    `interleaved` selects even and odd channels.
+    """
+
+    def __init__(self, channels: int, interleaved: bool) -> None:
         super().__init__()
         self.half = channels // 2
         self.interleaved = interleaved
         self.shuffle = ChannelShuffle(self.half) if interleaved else None
 
-    def construct(self, x):
+    def construct(self, x: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
         return ops.split(x if self.shuffle is None else self.shuffle(x), self.half, 1)
 
-    def operations(self, x, y):
+    def operations(self, x: Shape, y: Shape) -> list[Operation]:
         return [element_wise("Split", x)]
 
 
 class ChannelConcat(nn.Cell):
-    """The channels of two maps, one map after the other or, of equally many, in turn; the first map has `first`."""
+    """Concatenate the channels of two feature maps. The first feature map has `first_channels` channels.
 
-    def __init__(self, first, interleaved=False):
+    With `interleaved`, the channels alternate, and both feature maps have the same number of channels.
+    """
+
+    def __init__(self, first_channels: int, interleaved: bool = False) -> None:
         super().__init__()
-        self.first = first
+        self.first_channels = first_channels
         self.interleaved = interleaved
         self.shuffle = ChannelShuffle(2) if interleaved else None
 
-    def construct(self, a, b):
+    def construct(self, a: ms.Tensor, b: ms.Tensor) -> ms.Tensor:
         both = ops.concat((a, b), 1)
         return both if self.shuffle is None else self.shuffle(both)
 
-    def operations(self, x, y):
+    def operations(self, x: Shape, y: Shape) -> list[Operation]:
         return [element_wise("Concat", y)]
 
 
 class GlobalPool(nn.Cell):
-    """Average a map over its area: (N, C, H, W) to (N, C, 1, 1)."""
+    """Global average pooling: (N, C, H, W) to (N, C, 1, 1)."""
 
-    def construct(self, x):
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
         return ops.mean(x, (2, 3), True)
 
-    def operations(self, x, y):
+    def operations(self, x: Shape, y: Shape) -> list[Operation]:
         return [Operation("Mean", "pooling", x, y, elements(x, y))]
 
 
-def set_norm(network, epsilon=None, momentum=None):
-    """Give every BatchNorm of `network` another epsilon or momentum; its parameters start anew under their old names.
+def set_norm(network: nn.Cell, epsilon: Optional[float] = None, momentum: Optional[float] = None) -> None:
+    """Give every BatchNorm of `network` another epsilon or momentum.
 
-    `momentum` is the share of the old moving statistics, MindSpore's convention; PyTorch's is 1 minus this.
+    The BatchNorm's parameters are initialised again; their names stay. `momentum` is the share of the old moving
+    statistics (MindSpore's convention); PyTorch's momentum is 1 minus this.
     """
     for _, cell in network.cells_and_names():
         if isinstance(cell, ConvNormAct):
@@ -187,14 +199,18 @@ def set_norm(network, epsilon=None, momentum=None):
             cell.norm = nn.BatchNorm2d(
                 old.num_features,
                 eps=old.eps if epsilon is None else epsilon,
-                momentum=1 - old.momentum if momentum is None else momentum,  # the Cell keeps the share of the new
+                # The Cell's attribute is the share of the new statistics, 1 minus the argument.
+                momentum=1 - old.momentum if momentum is None else momentum,
             )
             for parameter, name in zip(cell.norm.get_parameters(), names):
                 parameter.name = name
 
 
-def initialize_weights(network):
-    """He-normal convolutions (fan-out), N(0, 0.01) classifier, zero biases; BatchNorm keeps weight 1 and bias 0."""
+def initialize_weights(network: nn.Cell) -> None:
+    """Initialise convolutions (He-normal, fan-out), dense layers (normal, standard deviation 0.01) and biases (0).
+
+    BatchNorm keeps weight 1 and bias 0.
+    """
     for _, layer in network.cells_and_names():
         if isinstance(layer, nn.Conv2d):
             layer.weight.set_data(initializer(HeNormal(mode="fan_out"), layer.weight.shape, ms.float32))

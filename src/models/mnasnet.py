@@ -1,16 +1,17 @@
-"""MnasNet-B1, without SE: https://arxiv.org/abs/1807.11626, section 5 and figure 7 (there with SE: A1)."""
+"""MnasNet-B1, without SE: https://arxiv.org/abs/1807.11626, section 5. Figure 7 shows A1, the variant with SE."""
 
+import mindspore as ms
 from mindspore import nn, ops
 
 from src.models.layers import ConvNormAct, GlobalPool, InvertedResidual, make_divisible
 
 
 class MnasNet(nn.Cell):
-    """(N, in_channels, H, W) to features (N, out_features)."""
+    """Backbone: normalised pixels (N, in_channels, H, W) to features (N, out_features)."""
 
     variants = (0.5, 0.75, 1.0, 1.3, 1.4)  # width multipliers
     out_features = 1280  # at every width
-    stages = (  # kernel size, expansion, channels at 1.0x, repeats, stride of the first
+    stages = (  # kernel size, expansion, channels at 1.0x, repeats, stride of the first repeat
         (3, 1, 16, 1, 1),
         (3, 3, 24, 3, 2),
         (5, 3, 40, 3, 2),
@@ -20,7 +21,7 @@ class MnasNet(nn.Cell):
         (3, 6, 320, 1, 1),
     )
 
-    def __init__(self, width=1.0, in_channels=3, stem_stride=2):
+    def __init__(self, width: float = 1.0, in_channels: int = 3, stem_stride: int = 2) -> None:
         super().__init__()
         channels = make_divisible(32 * width)
         self.stem = ConvNormAct(in_channels, channels, 3, stem_stride)
@@ -36,5 +37,5 @@ class MnasNet(nn.Cell):
         self.last = ConvNormAct(channels, self.out_features, 1)
         self.global_pool = GlobalPool()
 
-    def construct(self, x):
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
         return ops.flatten(self.global_pool(self.last(self.blocks(self.stem(x)))))

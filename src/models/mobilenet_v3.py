@@ -1,27 +1,41 @@
 """MobileNetV3: https://arxiv.org/abs/1905.02244, section 5 and tables 1 (large) and 2 (small)."""
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
+import mindspore as ms
 from mindspore import nn, ops
 
 from src.models.layers import ConvNormAct, GlobalPool, InvertedResidual, make_divisible
 
-# As the authors train it: TensorFlow's decay 0.99 and epsilon 0.001.
+# The authors train with decay 0.99 and epsilon 0.001 (TensorFlow's terms).
 NORM = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.99)
 
 
 class MobileNetV3(nn.Cell):
-    """(N, in_channels, H, W) to features (N, out_features); `MobileNetV3Large` and `MobileNetV3Small` are its two."""
+    """Backbone: normalised pixels (N, in_channels, H, W) to features (N, out_features).
+
+    The networks are its subclasses `MobileNetV3Large` and `MobileNetV3Small`.
+    """
 
     variants = (0.75, 1.0)  # width multipliers
 
-    def __init__(self, bottlenecks, out_features, width, in_channels, stem_stride):
+    def __init__(
+        self,
+        bottlenecks: Sequence[tuple[Any, ...]],
+        out_features: int,
+        width: float,
+        in_channels: int,
+        stem_stride: int,
+    ) -> None:
         super().__init__()
         base_in, channels = 16, make_divisible(16 * width)
         self.stem = ConvNormAct(in_channels, channels, 3, stem_stride, activation=nn.HSwish, norm=NORM)
         blocks = []
         for kernel_size, base_hidden, base_channels, squeeze, activation, stride in bottlenecks:
-            # The authors' code expands the rounded input by the table's ratio, rather than scaling the hidden channels.
+            # The authors' code multiplies the rounded input channels by the table's expansion ratio. It does not scale
+            # the table's hidden channels.
             hidden = make_divisible(channels * base_hidden / base_in)
             out_channels = make_divisible(base_channels * width)
             reduced = make_divisible(hidden / 4) if squeeze else None
@@ -31,13 +45,13 @@ class MobileNetV3(nn.Cell):
             base_in, channels = base_channels, out_channels
         self.blocks = nn.SequentialCell(blocks)
         self.last = ConvNormAct(channels, 6 * channels, 1, activation=nn.HSwish, norm=NORM)
-        # After the pooling, so that it costs little; it keeps its width below 1.0x.
+        # This layer follows the pooling, so it costs little. Width multipliers below 1.0 do not shrink it.
         self.widen = nn.Dense(6 * channels, out_features)
         self.act = nn.HSwish()
         self.out_features = out_features
         self.global_pool = GlobalPool()
 
-    def construct(self, x):
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
         return self.act(self.widen(ops.flatten(self.global_pool(self.last(self.blocks(self.stem(x)))))))
 
 
@@ -62,7 +76,7 @@ class MobileNetV3Large(MobileNetV3):
         (5, 960, 160, True, nn.HSwish, 1),
     )
 
-    def __init__(self, width=1.0, in_channels=3, stem_stride=2):
+    def __init__(self, width: float = 1.0, in_channels: int = 3, stem_stride: int = 2) -> None:
         super().__init__(self.bottlenecks, 1280, width, in_channels, stem_stride)
 
 
@@ -83,5 +97,5 @@ class MobileNetV3Small(MobileNetV3):
         (5, 576, 96, True, nn.HSwish, 1),
     )
 
-    def __init__(self, width=1.0, in_channels=3, stem_stride=2):
+    def __init__(self, width: float = 1.0, in_channels: int = 3, stem_stride: int = 2) -> None:
         super().__init__(self.bottlenecks, 1024, width, in_channels, stem_stride)

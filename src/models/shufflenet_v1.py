@@ -1,31 +1,38 @@
-"""ShuffleNetV1: https://arxiv.org/abs/1707.01083, section 3 and table 1; layout of the authors' code."""
+"""ShuffleNetV1: https://arxiv.org/abs/1707.01083, section 3 and table 1; details follow the authors' code."""
 
 import math
 
+import mindspore as ms
 from mindspore import nn, ops
 
-from src.models.declaration import Option, element_wise
+from src.models.declaration import NativeKernels, Operation, Option, Shape, element_wise
 from src.models.layers import AddReLU, ChannelConcat, ChannelShuffle, ConvNormAct, GlobalPool
 
 
 class ShuffleUnit(nn.Cell):
-    """Grouped 1x1, shuffle, depthwise 3x3, grouped 1x1; added to its input, or at stride 2 beside the pooled input."""
+    """Grouped 1x1, shuffle, depthwise 3x3 and grouped 1x1 convolution, with a shortcut (figure 2).
 
-    def __init__(self, in_channels, out_channels, stride, groups, first_groups):
+    At stride 1 the shortcut is the input, which is added. At stride 2 it is the average-pooled input, and the two are
+    concatenated.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, groups: int, first_groups: int) -> None:
         super().__init__()
-        # out / 4 as in the paper; rounded up where the groups would not divide it (0.5x and 1.5x with groups 2, 4).
+        # A quarter of the output channels, as in the paper. It is rounded up to a multiple of the groups, which 0.5x
+        # and 1.5x need with 2 or 4 groups.
         bottleneck = math.ceil(out_channels / 4 / groups) * groups
         branch_out = out_channels - in_channels if stride == 2 else out_channels
         self.compress = ConvNormAct(in_channels, bottleneck, 1, groups=first_groups)
-        # From runs of `groups` channels, as in the authors' code; the paper's text has it the other way.
+        # The authors' code shuffles runs of `groups` channels. The paper's text describes the inverse shuffle.
         self.shuffle = ChannelShuffle(bottleneck // groups) if groups > 1 else None
         self.depthwise = ConvNormAct(bottleneck, bottleneck, 3, stride, groups=bottleneck, activation=None)
         self.expand = ConvNormAct(bottleneck, branch_out, 1, groups=groups, activation=None)
         self.pool = nn.AvgPool2d(3, 2, pad_mode="pad", padding=1) if stride == 2 else None
-        self.concat = ChannelConcat(in_channels) if stride == 2 else None
-        self.add = AddReLU() if stride == 1 else None
+        # `construct` uses one of these two cells: concat at stride 2, add at stride 1.
+        self.concat = ChannelConcat(in_channels)
+        self.add = AddReLU()
 
-    def construct(self, x):
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
         branch = self.compress(x)
         if self.shuffle is not None:
             branch = self.shuffle(branch)
@@ -34,28 +41,30 @@ class ShuffleUnit(nn.Cell):
             return self.add(x, branch)
         return ops.relu(self.concat(self.pool(x), branch))
 
-    def operations(self, x, y):
+    def operations(self, x: Shape, y: Shape) -> list[Operation]:
         return [] if self.pool is None else [element_wise("ReLU", y)]
 
-    def fuse(self, kernels):
-        runs = self.shuffle.groups if self.shuffle is not None else 1
-        if kernels.join(self.compress, self.depthwise, runs=runs):
+    def fuse(self, kernels: NativeKernels) -> None:
+        """Let the depthwise kernel also compute the BatchNorm, activation and shuffle before it."""
+        groups = self.shuffle.groups if self.shuffle is not None else 1
+        if kernels.join(self.compress, self.depthwise, shuffle_groups=groups):
             self.shuffle = None  # the depthwise kernel reads the channels in shuffled order
         if self.pool is not None:
-            self.pool = kernels.average_pool(channels=self.concat.first)
+            self.pool = kernels.average_pool(channels=self.concat.first_channels)
 
 
 class ShuffleNetV1(nn.Cell):
-    """(N, in_channels, H, W) to features (N, out_features)."""
+    """Backbone: normalised pixels (N, in_channels, H, W) to features (N, out_features)."""
 
     variants = {0.5: 12, 1.0: 24, 1.5: 24, 2.0: 48}  # width multiplier: channels of the stem
-    stage2_channels = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}  # groups: width at 1.0x, doubled in each later stage
+    # Number of groups: channels at 1.0x. Each later stage has twice the channels.
+    stage2_channels = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
     options = {"groups": Option(3, tuple(stage2_channels))}
     stage_repeats = (4, 8, 4)
 
-    def __init__(self, width=1.0, groups=3, in_channels=3, stem_stride=2):
+    def __init__(self, width: float = 1.0, groups: int = 3, in_channels: int = 3, stem_stride: int = 2) -> None:
         super().__init__()
-        # With 8 groups the authors' 0.5x stem has 16 channels, so that the groups divide stage 2's branch.
+        # With 8 groups the authors' 0.5x stem has 16 channels, because the groups must divide the branch of stage 2.
         stem_channels = 16 if (width, groups) == (0.5, 8) else self.variants[width]
         self.stem = ConvNormAct(in_channels, stem_channels, 3, stem_stride)
         self.pool = nn.MaxPool2d(3, 2, pad_mode="pad", padding=1) if stem_stride == 2 else None
@@ -63,7 +72,7 @@ class ShuffleNetV1(nn.Cell):
         for stage, repeats in enumerate(self.stage_repeats):
             out_channels = int(self.stage2_channels[groups] * width) * 2**stage
             for unit in range(repeats):
-                # Stage 2 starts from so few channels that its first 1x1 is not grouped (section 3.2).
+                # The input of stage 2 has few channels, so its first 1x1 convolution is not grouped (section 3.2).
                 first_groups = 1 if stage == unit == 0 else groups
                 units.append(ShuffleUnit(channels, out_channels, 2 if unit == 0 else 1, groups, first_groups))
                 channels = out_channels
@@ -71,7 +80,7 @@ class ShuffleNetV1(nn.Cell):
         self.out_features = channels
         self.global_pool = GlobalPool()
 
-    def construct(self, x):
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
         x = self.stem(x)
         if self.pool is not None:
             x = self.pool(x)

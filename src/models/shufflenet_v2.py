@@ -1,5 +1,6 @@
 """ShuffleNetV2: https://arxiv.org/abs/1807.11164, section 3 and table 5."""
 
+import mindspore as ms
 from mindspore import nn, ops
 
 from src.models.declaration import Option
@@ -7,13 +8,17 @@ from src.models.layers import ChannelConcat, ChannelSplit, ConvNormAct, GlobalPo
 
 
 class ShuffleUnit(nn.Cell):
-    """Stride 1: half of the channels pass, half are convolved; stride 2: both branches convolve all (figure 3).
+    """ShuffleNetV2's unit (figure 3).
 
-    The authors' layout takes the even channels as the half that passes, and at stride 2 keeps the input's channels on
-    the shortcut. The equal-split layout takes the first half, splits the outputs equally and shuffles at the end.
+    At stride 1, half of the channels pass unchanged and the branch convolves the other half. At stride 2, the shortcut
+    and the branch both convolve all channels.
+
+    In the authors' layout the even channels pass, and the shortcut at stride 2 has as many outputs as inputs. In the
+    equal-split layout the first half passes, shortcut and branch have the same number of outputs, and the unit
+    shuffles its output.
     """
 
-    def __init__(self, in_channels, out_channels, stride, equal_split):
+    def __init__(self, in_channels: int, out_channels: int, stride: int, equal_split: bool) -> None:
         super().__init__()
         branch_in = in_channels if stride == 2 else in_channels // 2
         bottleneck = out_channels // 2
@@ -30,19 +35,19 @@ class ShuffleUnit(nn.Cell):
                 ConvNormAct(branch_in, shortcut_out, 1),
             )
         else:
-            # Even channels first, odd ones after: the shuffle and the channel split of the paper in one.
+            # In the authors' layout, taking the even channels is the paper's shuffle and channel split in one step.
             self.split = ChannelSplit(in_channels, interleaved=not equal_split)
         self.concat = ChannelConcat(shortcut_out, interleaved=equal_split)
 
-    def construct(self, x):
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        shortcut, branch = (x, x) if self.split is None else self.split(x)
         if self.shortcut is not None:
-            return self.concat(self.shortcut(x), self.branch(x))
-        kept, convolved = self.split(x)
-        return self.concat(kept, self.branch(convolved))
+            shortcut = self.shortcut(shortcut)
+        return self.concat(shortcut, self.branch(branch))
 
 
 class ShuffleNetV2(nn.Cell):
-    """(N, in_channels, H, W) to features (N, out_features); `layout` is one of the option's values."""
+    """Backbone: normalised pixels (N, in_channels, H, W) to features (N, out_features)."""
 
     variants = {  # width multiplier: channels of stages 2, 3, 4 and of the last 1x1 convolution
         0.5: (48, 96, 192, 1024),
@@ -53,7 +58,7 @@ class ShuffleNetV2(nn.Cell):
     options = {"layout": Option("authors", ("authors", "equal_split"))}
     stage_repeats = (4, 8, 4)
 
-    def __init__(self, width=1.0, layout="authors", in_channels=3, stem_stride=2):
+    def __init__(self, width: float = 1.0, layout: str = "authors", in_channels: int = 3, stem_stride: int = 2) -> None:
         super().__init__()
         *stage_channels, self.out_features = self.variants[width]
         channels = 24
@@ -69,7 +74,7 @@ class ShuffleNetV2(nn.Cell):
         self.last = ConvNormAct(channels, self.out_features, 1)
         self.global_pool = GlobalPool()
 
-    def construct(self, x):
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
         x = self.stem(x)
         if self.pool is not None:
             x = self.pool(x)

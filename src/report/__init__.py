@@ -1,1 +1,1 @@
-"""One HTML page that compares runs."""
+"""An HTML page that compares runs."""

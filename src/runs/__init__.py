@@ -1,1 +1,1 @@
-"""The run folder: what a training records, and resuming from it."""
+"""The run folder: the record of a training run, and how a run is resumed from it."""

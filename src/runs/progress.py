@@ -1,50 +1,55 @@
-"""Where the time of an epoch goes, and the progress that the user watches meanwhile."""
+"""Measure the time of an epoch, and show the progress of the training."""
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Callable, Optional
 
+import numpy as np
 from tqdm import tqdm
 
-LINE_SECONDS = 30  # between the lines of an epoch that takes long
+LINE_SECONDS = 30  # least time between two lines of a long epoch
 
 
 @dataclass
 class Clock:
-    """Where an epoch's time goes; the first step of a run, which compiles, is left out."""
+    """The time of an epoch, without the steps that compile."""
 
     images: int = 0
     seconds: float = 0.0
-    waiting: float = 0.0  # of `seconds`, spent on the next batch
+    waiting: float = 0.0  # part of `seconds` in which training waits for the next batch
 
     @property
-    def images_per_second(self):
+    def images_per_second(self) -> float:
         return self.images / self.seconds if self.seconds else 0.0
 
     @property
-    def data_wait_fraction(self):
+    def data_wait_fraction(self) -> float:
         return self.waiting / self.seconds if self.seconds else 0.0
 
-    def add(self, other):
+    def add(self, other: "Clock") -> None:
         self.images += other.images
         self.seconds += other.seconds
         self.waiting += other.waiting
 
 
 class Progress:
-    """What the user watches: a bar over the whole training on a terminal's stderr, and on stdout a line an epoch.
+    """Shows a bar of the whole training on stderr if it is a terminal, and prints a line per epoch on stdout.
 
-    Where stderr is no terminal, an epoch that takes long has a line of its own every LINE_SECONDS instead of the bar.
-    `now` returns seconds, as time.monotonic does.
+    If stderr is not a terminal, a long epoch prints a line every LINE_SECONDS instead of the bar. `now` returns the
+    time in seconds, as time.monotonic does.
     """
 
-    def __init__(self, epochs, steps_per_epoch, now=time.monotonic):
+    def __init__(self, epochs: int, steps_per_epoch: int, now: Callable[[], float] = time.monotonic) -> None:
         self.epochs = epochs
         self.steps_per_epoch = steps_per_epoch
         self.now = now
-        self.epoch, self.in_epoch = 1, 0  # steps of the epoch that are done
-        self.timed_from = None  # (seconds, steps done) after this process's first step, which compiles
-        self.spoke = now()
+        self.epoch = 1  # the current epoch
+        self.epoch_steps = 0  # completed steps of the current epoch
+        # (time, completed steps) after the first step of this process, which compiles.
+        self.timed_from: Optional[tuple[float, int]] = None
+        self.last_line = now()  # time of the last printed line
         self.bar = tqdm(
             total=epochs * steps_per_epoch,
             bar_format="{percentage:3.0f}% |{bar}| {desc}",
@@ -54,19 +59,22 @@ class Progress:
         )
 
     @property
-    def done(self):
-        """Steps of the whole training that are done."""
-        return (self.epoch - 1) * self.steps_per_epoch + self.in_epoch
+    def done(self) -> int:
+        """The number of completed steps of the whole training."""
+        return (self.epoch - 1) * self.steps_per_epoch + self.epoch_steps
 
-    def start_epoch(self, epoch, step=0):
-        """Begin an epoch, in a resumed run after `step` steps of it."""
-        self.epoch, self.in_epoch = epoch, step
+    def start_epoch(self, epoch: int, step: int = 0) -> None:
+        """Start an epoch; in a resumed run, `step` steps of the epoch are already done."""
+        self.epoch, self.epoch_steps = epoch, step
         self.bar.update(self.done - self.bar.n)
         self.bar.set_description_str(f"epoch {epoch}/{self.epochs}")
 
-    def step(self, loss, rate, clock):
-        """Count a step; `loss` is the epoch's mean so far, `rate` the learning rate, `clock` the epoch's `Clock`."""
-        self.in_epoch += 1
+    def step(self, loss: float, rate: np.float32, clock: Clock) -> None:
+        """Count a step and show the progress.
+
+        `loss` is the mean loss of the epoch so far, `rate` is the learning rate, `clock` is the epoch's `Clock`.
+        """
+        self.epoch_steps += 1
         seconds = self.now()
         if self.timed_from is None:
             self.timed_from = seconds, self.done
@@ -74,30 +82,36 @@ class Progress:
             text = f"epoch {self.epoch}/{self.epochs}  {self.status(loss, rate, clock)}"
             self.bar.set_description_str(text, refresh=False)
             self.bar.update()
-        elif seconds - self.spoke >= LINE_SECONDS:
-            self.spoke = seconds
-            where = f"step {self.in_epoch:,}/{self.steps_per_epoch:,} of epoch {self.epoch}/{self.epochs}"
+        elif seconds - self.last_line >= LINE_SECONDS:
+            self.last_line = seconds
+            where = f"step {self.epoch_steps:,}/{self.steps_per_epoch:,} of epoch {self.epoch}/{self.epochs}"
             print(f"{where}  {self.status(loss, rate, clock)}", flush=True)
 
-    def status(self, loss, rate, clock):
-        """Return the text of one moment; speed and waiting are the epoch's, the time left counts evaluations too."""
+    def status(self, loss: float, rate: np.float32, clock: Clock) -> str:
+        """Return loss, learning rate, speed, share of waiting, and time left, as text.
+
+        Speed and waiting are averages over the epoch. The time left includes evaluations.
+        """
         speed = ""
         if clock.seconds:
             speed = f"  {clock.images_per_second:.0f} images/s  {clock.data_wait_fraction:.1%} waiting"
         return f"loss {loss:.4f}  lr {rate:.3g}{speed}{self.time_left()}"
 
-    def time_left(self):
-        """Return `  ETA h:mm:ss`, or an empty string where nothing is left or not yet known."""
+    def time_left(self) -> str:
+        """Return `  ETA h:mm:ss`, or "" if no step is left or the time is not known yet."""
         left = self.epochs * self.steps_per_epoch - self.done
-        began, steps_before = self.timed_from or (0, self.done)
+        began, steps_before = self.timed_from or (0.0, self.done)
         timed = self.done - steps_before
         if not (left and timed):
             return ""
         return f"  ETA {duration(left * (self.now() - began) / timed)}"
 
-    def end_epoch(self, row):
-        """Print the epoch's `row` of metrics.csv, of its evaluations that of the weights as shipped."""
-        self.spoke = self.now()
+    def end_epoch(self, row: Mapping[str, Any]) -> None:
+        """Print the line of an epoch from its `row` of metrics.csv.
+
+        With a moving average of the weights, the line shows the metrics of the averaged weights.
+        """
+        self.last_line = self.now()
         kind = "average" if "average_top1" in row else "test"
         with tqdm.external_write_mode(file=sys.stdout):
             print(
@@ -107,12 +121,12 @@ class Progress:
                 flush=True,
             )
 
-    def close(self):
+    def close(self) -> None:
         self.bar.close()
 
 
-def duration(seconds):
-    """Return seconds as m:ss, or as h:mm:ss from an hour on."""
-    minutes, seconds = divmod(round(seconds), 60)
+def duration(seconds: float) -> str:
+    """Return seconds as m:ss, or as h:mm:ss if it is an hour or more."""
+    minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,4 +1,4 @@
-"""Resuming a run that ended early."""
+"""Resume a run that ended early."""
 
 from typing import Optional
 
@@ -8,7 +8,7 @@ from src.runs.folder import CHECKPOINTS, CONFIG, RunFolder
 from src.weights.checkpoint import Checkpoint
 
 AUTO = "auto"
-# The settings that may change when a run is resumed; train.epochs may grow. They do not change what is computed.
+# The settings that may change when a run is resumed; they do not change what is computed. train.epochs may increase.
 FREE_KEYS = (
     "run.dir",
     "data.root",
@@ -20,9 +20,9 @@ FREE_KEYS = (
 
 
 def open_run(config: Config, resume: Optional[str], overwrite: bool) -> tuple[RunFolder, bool]:
-    """Return the folder of the run, and whether to resume the run that is in it.
+    """Return the folder of the run, and whether to resume the run in it.
 
-    `resume` and `overwrite` are train.py's options. A run that would be overwritten is a `UserError`.
+    `resume` and `overwrite` are options of train.py. If a run would be overwritten, a `UserError` is raised.
     """
     folder = RunFolder(config.run.dir)
     if resume == AUTO:
@@ -32,31 +32,34 @@ def open_run(config: Config, resume: Optional[str], overwrite: bool) -> tuple[Ru
     present = folder.holds_run()
     if present and not overwrite:
         raise UserError(
-            f"run.dir: {folder.path} already holds a run ({present}); go on with it by --resume {folder.path}, "
-            "give another run.dir=…, or --overwrite"
+            f"run.dir: {folder.path} already contains a run (found {present}); resume it with --resume {folder.path}, "
+            "choose another run.dir=…, or replace it with --overwrite"
         )
     return folder, False
 
 
 def refuse_changes(before: Config, now: Config) -> None:
-    """Raise a `UserError` that names the first setting, of two configs, with which a run cannot be resumed."""
+    """Raise a `UserError` that names the first setting whose change does not allow resuming.
+
+    `before` is the config of the run, `now` is the config to resume it with.
+    """
     old, new = before.model_dump(), now.model_dump()
     if now.model.pretrained is not None and now.model.norm_epsilon is None:
-        # The run's config has the epsilon that its pretrained weights brought; the user's says nothing of it.
+        # The run's config has the epsilon of its pretrained weights; the user's config does not set the epsilon.
         new["model"]["norm_epsilon"] = before.model.norm_epsilon
     for section, settings in new.items():
         for name, value in settings.items():
             key, was = f"{section}.{name}", old[section][name]
             if key == "train.epochs" and value < was:
-                raise UserError(f"{key}: {value} is fewer than the {was} that the run was begun with")
+                raise UserError(f"{key}: {value} is fewer than the {was} epochs that the run was started with")
             if value != was and key not in (*FREE_KEYS, "train.epochs"):
-                raise UserError(f"{key}: {value} differs from the run's, {was}, which cannot be changed on resuming")
+                raise UserError(f"{key}: {value} differs from the run's value {was}; resuming cannot change it")
 
 
 def state_to_resume(folder: RunFolder, config: Config) -> Optional[Checkpoint]:
-    """Return the state to resume from, or None where the run ended before it saved a state.
+    """Return the state to resume from, or None if the run ended before it saved a state.
 
-    Settings that differ from the run's, and states that are all damaged, are a `UserError`.
+    If a setting differs from the run's, or if all states are damaged, a `UserError` is raised.
     """
     found = folder.newest_state()
     if found:
@@ -64,6 +67,6 @@ def state_to_resume(folder: RunFolder, config: Config) -> Optional[Checkpoint]:
         print(f"resuming from {found.path}", flush=True)
     elif folder.states():
         raise UserError(
-            f"--resume: none of the states in {folder.path / CHECKPOINTS} can be read; --overwrite begins anew"
+            f"--resume: all states in {folder.path / CHECKPOINTS} are damaged; start again with --overwrite"
         )
     return found

@@ -1,1 +1,1 @@
-"""Where a run computes: the device, numeric precision, and processes that train together."""
+"""The device, numeric precision, and processes that train together."""

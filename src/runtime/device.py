@@ -1,19 +1,23 @@
-"""Choosing the device, the execution mode and the seed before anything is built."""
+"""Selection of the device, the execution mode and the seed, before any network is built."""
 
 import mindspore as ms
 
+from src.config.schema import RuntimeConfig
 from src.errors import UserError
 
-TARGETS = {"ascend": "Ascend", "gpu": "GPU", "cpu": "CPU"}  # as MindSpore spells them, the preferred first
+TARGETS = {"ascend": "Ascend", "gpu": "GPU", "cpu": "CPU"}  # MindSpore's names; `auto` takes the first available device
 
 
-def use_device(runtime, seed=0):
-    """Set MindSpore's device, mode and seed; `runtime` is the config's section. An absent device is a `UserError`."""
+def use_device(runtime: RuntimeConfig, seed: int = 0) -> None:
+    """Set MindSpore's device, execution mode and seed; `runtime` is this section of the config.
+
+    A device that is not available is a `UserError`.
+    """
     available = [name for name, target in TARGETS.items() if target == "CPU" or ms.hal.is_available(target)]
     name = available[0] if runtime.device == "auto" else runtime.device
     if name not in available:
-        raise UserError(f"runtime.device: {name} is not available here; available: {', '.join(available)}")
-    # Once MindSpore has computed anything, it takes no device, not even the one that it is on.
+        raise UserError(f"runtime.device: {name} is not available here (available: {', '.join(available)})")
+    # After its first computation, MindSpore refuses `set_device`, even for the device that it already uses.
     if ms.get_context("device_target") != TARGETS[name]:
         ms.set_device(TARGETS[name])
     ms.set_context(mode=ms.GRAPH_MODE if runtime.mode == "graph" else ms.PYNATIVE_MODE)

@@ -1,10 +1,12 @@
-"""Several processes that train one network together, as `msrun` starts them: their number and what they exchange."""
+"""Data parallel training in several processes (ranks) that `msrun` starts: their numbers and what they exchange."""
 
 import atexit
 import contextlib
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, Optional
 
 import mindspore as ms
 import numpy as np
@@ -14,55 +16,62 @@ from mindspore.communication import get_group_size, get_rank, init
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train together."""
+    """The number of this process (`rank`), and how many processes train together (`count`)."""
 
     rank: int = 0
     count: int = 1
 
     @property
-    def is_first(self):
-        """Say whether this is the process that writes and prints."""
+    def is_first(self) -> bool:
+        """Whether this process is the first rank, which alone writes and prints."""
         return self.rank == 0
 
-    def sum(self, values):
-        """Return the sum over all ranks of an array, int64 or float64; all ranks get the same bits."""
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """Return the sum of an int64 or float64 array over all ranks; all ranks get the same bits."""
         values = np.ascontiguousarray(values)
         if self.count == 1:
             return values
-        # As int32, which every device gathers; a device's own sum could round, and differ in its order.
+        # The bytes are gathered as int32, which every device supports. NumPy adds them, because the sum of a device may
+        # round, and its order may differ between ranks.
         gathered = ops.AllGather()(ms.Tensor(values.reshape(-1).view(np.int32))).asnumpy()
         return gathered.view(values.dtype).reshape(self.count, *values.shape).sum(0)
 
-    def broadcast(self, parameters):
-        """Give every rank the first one's values of the `parameters`."""
+    def broadcast(self, parameters: Iterable[ms.Parameter]) -> None:
+        """Set the `parameters` of every rank to the values of the first rank."""
         if self.count > 1:
             send = ops.Broadcast(0)
             for parameter in parameters:
                 parameter.set_data(send((parameter.value(),))[0])
 
-    def gradient_mean(self, parameters):
-        """Return the Cell that averages the gradients of the `parameters` over the ranks, or None for one rank."""
+    def gradient_mean(self, parameters: ms.ParameterTuple) -> Optional[nn.Cell]:
+        """Return the Cell that averages the gradients of the `parameters` over the ranks; None with a single rank."""
         return nn.DistributedGradReducer(parameters, mean=True, degree=self.count) if self.count > 1 else None
 
-    def leave(self):
-        """End the process, where it is one of several together with them: one that is gone takes others with it."""
+    def leave(self) -> None:
+        """Wait for the other ranks and end the process; do nothing with a single rank.
+
+        The ranks end together, because MindSpore ends the other ranks when one rank is gone.
+        """
         if self.count > 1:
             self.sum(np.zeros(1, np.int64))
             atexit._run_exitfuncs()
             sys.stdout.flush()
-            # On a busy machine MindSpore 2.7.0, taken down by the interpreter, crashes one time in eight.
+            # On a busy machine, MindSpore 2.7.0 crashes in one of eight normal exits of the interpreter.
             os._exit(0)
 
-    def output(self):
+    def output(self) -> contextlib.AbstractContextManager[Any]:
         """Return a context in which only the first rank prints."""
         return contextlib.nullcontext() if self.is_first else contextlib.redirect_stdout(open(os.devnull, "w"))
 
 
-def join_ranks():
-    """Meet the other processes that `msrun` started, once the device is set; return this one's `Ranks`."""
+def join_ranks() -> Ranks:
+    """Connect to the other processes that `msrun` started, and return the `Ranks` of this process.
+
+    The device must be set before. Without `msrun` the process is the only rank.
+    """
     if "MS_ROLE" not in os.environ:
         return Ranks()
-    init()  # msrun's scheduler, which runs this script too, does not come back from here
+    init()  # msrun runs this script also as its scheduler; in the scheduler, this call does not return
     ranks = Ranks(get_rank(), get_group_size())
     ms.set_auto_parallel_context(
         parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True, device_num=ranks.count
@@ -71,18 +80,21 @@ def join_ranks():
 
 
 class SyncNorm(nn.Cell):
-    """BatchNorm over the images of all ranks: in training, statistics are of the whole global batch."""
+    """BatchNorm whose training statistics are computed over the batches of all ranks together.
 
-    def __init__(self, norm, ranks):
+    It takes the parameters of `norm`; `ranks` is the number of ranks. Input and output are (N, C, H, W).
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d, ranks: int) -> None:
         super().__init__()
         self.gamma, self.beta = norm.gamma, norm.beta
         self.moving_mean, self.moving_variance = norm.moving_mean, norm.moving_variance
         self.eps = norm.eps
-        self.momentum = norm.momentum  # as the Cell keeps it: the share of the new statistics
+        self.momentum = norm.momentum  # the Cell stores the weight of the new statistics
         self.ranks = ranks
         self.total = ops.AllReduce()
 
-    def construct(self, x):
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
         if self.training:
             count = self.ranks * x.shape[0] * x.shape[2] * x.shape[3]
             mean = self.total(ops.reduce_sum(x, (0, 2, 3))) / count
@@ -98,13 +110,13 @@ class SyncNorm(nn.Cell):
         return (x - channelwise(mean)) * channelwise(scale) + channelwise(self.beta)
 
 
-def channelwise(values):
-    """(C) to (1, C, 1, 1)."""
+def channelwise(values: ms.Tensor) -> ms.Tensor:
+    """Return the values (C) with shape (1, C, 1, 1)."""
     return ops.reshape(values, (1, -1, 1, 1))
 
 
-def synchronise_norms(network, ranks):
-    """Let every BatchNorm of the `network` use the statistics of all ranks' images; parameters and names stay."""
+def synchronise_norms(network: nn.Cell, ranks: int) -> None:
+    """Replace every BatchNorm of the `network` by a `SyncNorm`; the parameters and their names stay the same."""
     for cell in [cell for _, cell in network.cells_and_names()]:
         for i, (name, child) in enumerate(list(cell.name_cells().items())):
             if isinstance(child, nn.BatchNorm2d):

@@ -1,1 +1,1 @@
-"""Training: the network made ready, the step, the loop and the techniques."""
+"""Training: the prepared network, the training step, the loop, the optimizers and the training techniques."""

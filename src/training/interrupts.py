@@ -1,31 +1,35 @@
-"""Ctrl-C and SIGTERM during a training: they wait until what must not be cut in two is done."""
+"""Ctrl-C and SIGTERM during training: a signal waits until the current step or file is complete."""
 
 import signal
+from types import FrameType
+from typing import Optional
 
 
 class Interrupts:
-    """Turns SIGINT and SIGTERM into `KeyboardInterrupt`: at once, or at `release` where they were on `hold`.
+    """Turns SIGINT and SIGTERM into `KeyboardInterrupt`.
 
-    A second signal does not wait.
+    Between `hold` and `release`, the first signal waits until `release`. A second signal never waits.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.holding = False
         self.asked = False
-        # While a compiled step runs, MindSpore turns Ctrl-C into SIGTERM.
+        # SIGTERM is handled too, because MindSpore turns Ctrl-C into SIGTERM while a compiled step runs.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.receive)
 
-    def receive(self, number, frame):
+    def receive(self, number: int, frame: Optional[FrameType]) -> None:
+        """Raise `KeyboardInterrupt`, or only remember the signal if it has to wait."""
         again, self.asked = self.asked, True
         if again or not self.holding:
             raise KeyboardInterrupt
 
-    def hold(self):
+    def hold(self) -> None:
+        """Let the next signal wait until `release`."""
         self.holding = True
 
-    def release(self):
-        """Let a signal act, one that has come meanwhile at once."""
+    def release(self) -> None:
+        """Let signals act at once again; raise `KeyboardInterrupt` if a signal arrived since `hold`."""
         self.holding = False
         if self.asked:
             raise KeyboardInterrupt

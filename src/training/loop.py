@@ -1,4 +1,4 @@
-"""The training loop: epochs until the training is over, each followed by its evaluation."""
+"""The training loop: it trains an epoch, evaluates it, and repeats until the training is over."""
 
 import contextlib
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ Stage = TypeVar("Stage")
 def fit(trainer: Trainer, loaders: Sequence[Loader], rates: np.ndarray, validation: Validation) -> None:
     """Train until all epochs are done, or early stopping ends the training.
 
-    `loaders` give the training images of each stage of progressive resizing, usually of a single one; `rates` are the
-    learning rates, float32 (epochs, updates in an epoch). A loss that is not finite ends the training with a
-    `DivergedError`, or rolls it back where `train.on_nonfinite` asks for that. Ctrl-C and SIGTERM save the state.
+    `loaders` has one loader for each stage of progressive resizing, usually a single loader. `rates` are the learning
+    rates, float32 (epochs, updates per epoch). A loss that is not finite ends the training with a `DivergedError`, or
+    rolls it back if `train.on_nonfinite` is `rollback`. Ctrl-C and SIGTERM save the state and end the process.
     """
     epochs = len(rates)
     with contextlib.closing(Progress(epochs, len(loaders[0]))) as progress:
@@ -38,5 +38,5 @@ def fit(trainer: Trainer, loaders: Sequence[Loader], rates: np.ndarray, validati
 
 
 def stage_of(epoch: int, epochs: int, stages: Sequence[Stage]) -> Stage:
-    """Return the stage of an epoch, counted from 0; the stages divide all `epochs` into equal stretches."""
+    """Return the stage of an epoch, counted from 0; all stages have the same number of `epochs`, up to rounding."""
     return stages[epoch * len(stages) // epochs]

@@ -1,4 +1,4 @@
-"""The network, made ready to train. The order of the steps matters; each step says why it has its place."""
+"""Preparation of the network for training. The order of the steps matters; a comment at each step says why."""
 
 from dataclasses import dataclass
 from typing import Optional
@@ -22,15 +22,15 @@ from src.weights.pretrained import load_pretrained
 
 @dataclass(frozen=True)
 class ReadyNetwork:
-    """A network that a `TrainStep` can train, and what belongs to it."""
+    """A network that a `TrainStep` can train, with its moving average, validation and cost."""
 
     classifier: Classifier
-    config: Config  # with what the pretrained weights ask of the network
-    scaler: Optional[LossScaler]  # of the loss, in float16
-    average: Optional[MovingAverage]  # of the weights, with `train.ema_decay`
+    config: Config  # with the BatchNorm epsilon that the pretrained weights need
+    scaler: Optional[LossScaler]  # loss scaler, with float16 only
+    average: Optional[MovingAverage]  # moving average of the weights, with `train.ema_decay`
     validation: Validation
-    params: int  # trainable ones, of the whole network
-    macs: int  # of one image
+    params: int  # number of trainable parameters, before freezing
+    macs: int  # multiply-accumulates per image
 
 
 def prepare_network(
@@ -41,36 +41,39 @@ def prepare_network(
     ranks: Ranks,
     resumed: Optional[Checkpoint] = None,
 ) -> ReadyNetwork:
-    """Build the config's network and make it ready to train; with `resumed`, a run's state will fill it afterwards."""
+    """Build the network of the config and prepare it for training.
+
+    `resumed` is the state that the caller loads afterwards, if a run is resumed.
+    """
     if resumed is not None:
         config = with_epsilon(config, resumed.config.model.norm_epsilon)
     classifier = create_model(config.model, config.data, len(classes))
 
-    # The cost is counted on the network as published: below, parts are frozen and layers are replaced.
+    # The cost belongs to the network as published, so it is counted before parts are frozen and layers are replaced.
     params = count_params(classifier)
     macs = count_macs(classifier, config.data.image_size, config.data.channels)
 
-    # Pretrained weights come first: they may replace BatchNorms by those of another epsilon, whose parameters every
-    # later step takes hold of. A resumed state holds all weights, so it needs no pretrained weights.
+    # Pretrained weights may replace BatchNorms by new BatchNorms with another epsilon. All later steps keep references
+    # to the parameters, so they come after. A resumed state has all weights, so it needs no pretrained weights.
     if config.model.pretrained and resumed is None:
         imported = load_pretrained(classifier, config.model, config.model.pretrained)
         config = with_epsilon(config, imported.norm_epsilon)
-        loaded = "all but the classifier, which has another number of classes" if imported.fresh_head else "all"
-        print(f"pretrained: {loaded} from {config.model.pretrained} ({imported.source})")
+        excluded = " except the classifier, whose number of classes differs" if imported.fresh_head else ""
+        print(f"pretrained: loaded all weights{excluded} from {config.model.pretrained} ({imported.source})")
 
-    # Freezing marks parameters. Recalibration, the native kernels and the optimizer read the marks.
+    # Freezing marks parameters as not trainable. Recalibration, the native kernels and the optimizer read these marks.
     classifier.freeze(config.model.freeze)
 
-    # Synchronised norms take the places of BatchNorms, so they come before precision, which keeps norms in float32.
+    # Precision marks all norms as float32, so the synchronised norms must replace the BatchNorms before.
     if config.runtime.sync_norm and ranks.count > 1:
         synchronise_norms(classifier, ranks.count)
     scaler = set_precision(classifier, config.runtime)
 
-    # All ranks start from the weights of the first rank, and the moving average starts from these.
+    # All ranks start from the weights of the first rank. The moving average starts from the same weights.
     ranks.broadcast(classifier.get_parameters())
     average = MovingAverage(classifier, config.train.ema_decay) if config.train.ema_decay is not None else None
 
-    # Validation looks for BatchNorm, so it comes before the native kernels, which compute BatchNorm in other cells.
+    # Validation looks for BatchNorms, so it comes before the native kernels, which replace BatchNorms by other cells.
     validation = Validation(config, classifier, train_samples, test_batches, ranks, average)
     use_kernels(classifier, config.runtime)
     return ReadyNetwork(classifier, config, scaler, average, validation, params, macs)

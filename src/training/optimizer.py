@@ -1,24 +1,31 @@
 """The optimizers: Cells whose `optimizer(gradients, rate)` updates every trained weight once.
 
-The built-in ones of `nn` take ten seconds and more to compile. Here one fused operator does most or all of the work on
-a weight; where it is wrong on the CPU of MindSpore 2.7, its neighbour says so.
+MindSpore's own optimizers in `nn` take at least ten seconds to compile. Here one fused operator does most of the work
+for a weight. Comments say where such an operator is wrong on the CPU in MindSpore 2.7.
 """
 
 import math
+from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
+from src.config.schema import Config
+from src.models.classifier import Classifier
+
+Tensors = tuple[ms.Tensor, ...]
+Groups = list[tuple[list[ms.Parameter], float, float]]  # (parameters, weight decay, factor of the learning rate)
+
 
 class Optimizer(nn.Cell):
-    """What the optimizers share: `groups` is a list of (parameters, weight decay, factor of the learning rate).
+    """Base class of the optimizers; each group of parameters has a weight decay and a learning rate factor.
 
-    Calling it takes the gradients in the order of `parameters` and the learning rate, a float32 scalar. All that the
-    next update depends on, besides the weights, stands in `state`: parameters whose names begin with `optimizer.`.
+    A call takes the gradients in the order of `parameters`, and the learning rate, a float32 scalar. `state` has
+    everything that the next update depends on besides the weights: parameters whose names begin with `optimizer.`.
     """
 
-    def __init__(self, groups):
+    def __init__(self, groups: Groups) -> None:
         super().__init__()
         self.decays = [decay for _, decay, _ in groups]
         self.factors = [factor for _, _, factor in groups]
@@ -27,76 +34,103 @@ class Optimizer(nn.Cell):
         self.map = ops.HyperMap()
 
     @property
-    def state(self):
+    def state(self) -> list[ms.Parameter]:
+        """The parameters that a checkpoint stores to resume the optimizer."""
         return [parameter for parameter in self.get_parameters() if parameter.name.startswith("optimizer.")]
 
-    def make_slot(self, name, initial="zeros"):
-        """Return a state parameter beside every weight, of its shape."""
+    def make_slot(self, name: str, initial: Any = "zeros") -> ms.ParameterTuple:
+        """Return a state parameter for every weight, with the shape of the weight; `initial` is its first value."""
         return self.parameters.clone(f"optimizer.{name}", initial)
 
-    def construct(self, gradients, rate):
+    def construct(self, gradients: Tensors, rate: ms.Tensor) -> Tensors:
         shared = self.count_step()
         done = ()
         for i in range(len(self.factors)):
-            own = slice(self.ends[i], self.ends[i + 1])
-            done += self.update(i, own, gradients[own], rate * self.factors[i], shared)
+            members = slice(self.ends[i], self.ends[i + 1])
+            done += self.update(i, members, gradients[members], rate * self.factors[i], shared)
         return done
 
-    def count_step(self):
-        """Return what the updates of all weights share in this step."""
+    def count_step(self) -> Tensors:
+        """Return the values that the updates of all weights share in this step."""
         return ()
 
-    def update(self, i, own, gradients, rate, shared):
-        """Update group `i`, the weights `self.parameters[own]`; return its operators' outputs."""
+    def update(self, group: int, members: slice, gradients: Tensors, rate: ms.Tensor, shared: Tensors) -> Tensors:
+        """Update the weights `self.parameters[members]` of a group; return the outputs of the operators.
+
+        `gradients` belong to these weights, `rate` is the learning rate of the group, `shared` comes from `count_step`.
+        """
         raise NotImplementedError
 
 
 class SGD(Optimizer):
-    """Momentum SGD, v = momentum v + g and w -= rate v; Nesterov's w -= rate (g + momentum v).
+    """Momentum SGD: v = momentum v + g, w -= rate v; with Nesterov w -= rate (g + momentum v).
 
-    Sutskever et al., On the importance of initialization and momentum in deep learning, in the form where the rate is
-    no part of the velocity. Weight decay is added to the gradient.
+    Sutskever et al., On the importance of initialization and momentum in deep learning, in the form whose velocity does
+    not contain the learning rate. Weight decay is added to the gradient.
     """
 
-    def __init__(self, groups, momentum, nesterov):
+    def __init__(self, groups: Groups, momentum: float, nesterov: bool) -> None:
         super().__init__(groups)
-        # nn.Momentum's Nesterov option changes nothing on the CPU of MindSpore 2.7.
+        # nn.Momentum is not used, because its Nesterov option has no effect on the CPU in MindSpore 2.7.
         self.rules = [ops.SGD(0.0, decay, nesterov) for decay in self.decays]
         self.velocities = self.make_slot("velocity")
-        self.fresh = self.make_slot("fresh")  # the kernel's flags of a first step, which zeros need not
+        self.fresh = self.make_slot("fresh")  # flag of the operator for the first step; zero works for all steps
         self.momentum = ms.Tensor(momentum, ms.float32)
 
-    def update(self, i, own, gradients, rate, shared):
-        rule = ops.partial(update_sgd, self.rules[i], rate, self.momentum)
-        return self.map(rule, self.parameters[own], gradients, self.velocities[own], self.fresh[own])
+    def update(self, group: int, members: slice, gradients: Tensors, rate: ms.Tensor, shared: Tensors) -> Tensors:
+        rule = ops.partial(update_sgd, self.rules[group], rate, self.momentum)
+        return self.map(rule, self.parameters[members], gradients, self.velocities[members], self.fresh[members])
 
 
-def update_sgd(rule, rate, momentum, weight, gradient, velocity, fresh):
+def update_sgd(
+    rule: ops.SGD,
+    rate: ms.Tensor,
+    momentum: ms.Tensor,
+    weight: ms.Parameter,
+    gradient: ms.Tensor,
+    velocity: ms.Parameter,
+    fresh: ms.Parameter,
+) -> ms.Tensor:
+    """Update one weight by `SGD`."""
     return rule(weight, gradient, rate, velocity, momentum, fresh)
 
 
 class RMSProp(Optimizer):
     """TensorFlow's RMSProp: s = rho s + (1 - rho) g^2 from s = 1, v = momentum v + rate g / sqrt(s + epsilon), w -= v.
 
-    Tieleman and Hinton, Lecture 6.5; MnasNet and MobileNetV3 are trained with it. Weight decay is added to the
+    Tieleman and Hinton, Lecture 6.5. MnasNet and MobileNetV3 are trained with RMSProp. Weight decay is added to the
     gradient.
     """
 
-    def __init__(self, groups, momentum, rho, epsilon):
+    def __init__(self, groups: Groups, momentum: float, rho: float, epsilon: float) -> None:
         super().__init__(groups)
-        # The operator of MindSpore 2.7's CPU adds its epsilon outside the root, but for a weight's last elements: it is
-        # given none, and the state holds s + epsilon instead, topped up before each update.
+        # On the CPU, the operator of MindSpore 2.7 adds epsilon outside the root, except for the last elements of a
+        # weight. So its epsilon is 0, and the state stores s + epsilon. Before each update, `shift` is added to the
+        # state, which makes up for the multiplication of epsilon by rho.
         self.mean_squares = self.make_slot("mean_square", 1 + epsilon)
         self.velocities = self.make_slot("velocity")
         self.rule = ops.ApplyRMSProp()
         self.momentum, self.rho, self.shift = momentum, rho, epsilon * (1 - rho) / rho
 
-    def update(self, i, own, gradients, rate, shared):
-        rule = ops.partial(update_rmsprop, self.rule, rate, self.decays[i], self.rho, self.momentum, self.shift)
-        return self.map(rule, self.parameters[own], gradients, self.mean_squares[own], self.velocities[own])
+    def update(self, group: int, members: slice, gradients: Tensors, rate: ms.Tensor, shared: Tensors) -> Tensors:
+        rule = ops.partial(update_rmsprop, self.rule, rate, self.decays[group], self.rho, self.momentum, self.shift)
+        mean_squares, velocities = self.mean_squares[members], self.velocities[members]
+        return self.map(rule, self.parameters[members], gradients, mean_squares, velocities)
 
 
-def update_rmsprop(rule, rate, decay, rho, momentum, shift, weight, gradient, mean_square, velocity):
+def update_rmsprop(
+    rule: ops.ApplyRMSProp,
+    rate: ms.Tensor,
+    decay: float,
+    rho: float,
+    momentum: float,
+    shift: float,
+    weight: ms.Parameter,
+    gradient: ms.Tensor,
+    mean_square: ms.Parameter,
+    velocity: ms.Parameter,
+) -> ms.Tensor:
+    """Update one weight by `RMSProp`."""
     if decay > 0:
         gradient = gradient + decay * weight
     ops.assign(mean_square, mean_square + shift)
@@ -106,90 +140,119 @@ def update_rmsprop(rule, rate, decay, rho, momentum, shift, weight, gradient, me
 class AdamW(Optimizer):
     """Adam with bias correction and decoupled weight decay: w -= rate (m' / (sqrt(v') + epsilon) + decay w).
 
-    Loshchilov and Hutter, Decoupled Weight Decay Regularization, algorithm 2, with the decay multiplied by the learning
-    rate as is usual.
+    Loshchilov and Hutter, Decoupled Weight Decay Regularization, algorithm 2. As usual, the decay is multiplied by the
+    learning rate.
     """
 
-    def __init__(self, groups, betas, epsilon):
+    def __init__(self, groups: Groups, betas: list[float], epsilon: float) -> None:
         super().__init__(groups)
-        self.first = self.make_slot("first_moment")
-        self.second = self.make_slot("second_moment")
+        self.first_moments = self.make_slot("first_moment")
+        self.second_moments = self.make_slot("second_moment")
         self.steps = ms.Parameter(ms.Tensor(0, ms.int32), name="optimizer.steps")
         self.rule = ops.AdamWeightDecay()
         self.betas = [ms.Tensor(beta, ms.float32) for beta in betas]
         self.log_betas = [math.log(beta) for beta in betas]
         self.epsilon = epsilon
 
-    def count_step(self):
+    def count_step(self) -> Tensors:
         """Return the bias corrections 1 - beta^steps of both moments, float32 scalars."""
         steps = self.steps + 1
         ops.assign(self.steps, steps)
-        # expm1: the difference itself would keep four digits of 1 - 0.999.
+        # expm1 keeps all digits. In float32, the difference 1 - 0.999 has only four correct digits.
         steps = ops.cast(steps, ms.float32)
         return -ops.expm1(steps * self.log_betas[0]), -ops.expm1(steps * self.log_betas[1])
 
-    def update(self, i, own, gradients, rate, shared):
-        # The operator knows no bias correction: the rate, epsilon and decay that it is given make up for that.
+    def update(self, group: int, members: slice, gradients: Tensors, rate: ms.Tensor, shared: Tensors) -> Tensors:
+        # The operator has no bias correction, so its learning rate, epsilon and decay contain the correction.
         root = ops.sqrt(shared[1])
         scale = root / shared[0]
-        settings = (rate * scale, self.betas[0], self.betas[1], self.epsilon * root, self.decays[i] / scale)
+        settings = (rate * scale, self.betas[0], self.betas[1], self.epsilon * root, self.decays[group] / scale)
         rule = ops.partial(update_adam, self.rule, settings)
-        return self.map(rule, self.parameters[own], gradients, self.first[own], self.second[own])
+        first_moments, second_moments = self.first_moments[members], self.second_moments[members]
+        return self.map(rule, self.parameters[members], gradients, first_moments, second_moments)
 
 
-def update_adam(rule, settings, weight, gradient, first, second):
+def update_adam(
+    rule: ops.AdamWeightDecay,
+    settings: tuple[Any, ...],
+    weight: ms.Parameter,
+    gradient: ms.Tensor,
+    first_moment: ms.Parameter,
+    second_moment: ms.Parameter,
+) -> Tensors:
+    """Update one weight by `AdamW`."""
     rate, beta1, beta2, epsilon, decay = settings
-    return rule(weight, first, second, rate, beta1, beta2, epsilon, decay, gradient)
+    return rule(weight, first_moment, second_moment, rate, beta1, beta2, epsilon, decay, gradient)
 
 
 class LAMB(AdamW):
-    """AdamW whose step on each weight of two and more dimensions has the norm of the weight, times the rate.
+    """AdamW, but the change of each weight with two or more dimensions has the norm of the weight times the rate.
 
     You et al., Large Batch Optimization for Deep Learning, algorithm 2 with the identity as scaling function. As in the
-    authors' code, BatchNorm and biases are updated as AdamW does. Plain operators: MindSpore's own are not for the CPU.
+    authors' code, BatchNorm and biases are updated as in AdamW. The code uses plain operators, because MindSpore's LAMB
+    operators do not run on the CPU.
     """
 
-    def __init__(self, groups, betas, epsilon):
+    def __init__(self, groups: Groups, betas: list[float], epsilon: float) -> None:
         super().__init__(groups, betas, epsilon)
         self.adapts = [parameters[0].ndim > 1 for parameters, _, _ in groups]
         self.shares = [1 - beta for beta in betas]
 
-    def update(self, i, own, gradients, rate, shared):
-        if not self.adapts[i]:
-            return super().update(i, own, gradients, rate, shared)
-        settings = (rate, shared[0], shared[1], self.shares[0], self.shares[1], self.epsilon, self.decays[i])
+    def update(self, group: int, members: slice, gradients: Tensors, rate: ms.Tensor, shared: Tensors) -> Tensors:
+        if not self.adapts[group]:
+            return super().update(group, members, gradients, rate, shared)
+        settings = (rate, shared[0], shared[1], self.shares[0], self.shares[1], self.epsilon, self.decays[group])
         rule = ops.partial(update_lamb, settings)
-        return self.map(rule, self.parameters[own], gradients, self.first[own], self.second[own])
+        first_moments, second_moments = self.first_moments[members], self.second_moments[members]
+        return self.map(rule, self.parameters[members], gradients, first_moments, second_moments)
 
 
-def update_lamb(settings, weight, gradient, first, second):
+def update_lamb(
+    settings: tuple[Any, ...],
+    weight: ms.Parameter,
+    gradient: ms.Tensor,
+    first_moment: ms.Parameter,
+    second_moment: ms.Parameter,
+) -> ms.Tensor:
+    """Update one weight by `LAMB`."""
     rate, correction1, correction2, share1, share2, epsilon, decay = settings
-    mean = ops.assign_add(first, share1 * (gradient - first))
-    mean_square = ops.assign_add(second, share2 * (gradient * gradient - second))
+    mean = ops.assign_add(first_moment, share1 * (gradient - first_moment))
+    mean_square = ops.assign_add(second_moment, share2 * (gradient * gradient - second_moment))
     direction = mean / correction1 / (ops.sqrt(mean_square / correction2) + epsilon) + decay * weight
-    # Not ops.L2Loss, which loses four digits on large tensors of the CPU.
-    old, new = ops.reduce_sum(weight * weight), ops.reduce_sum(direction * direction)
-    ratio = ops.select(ops.minimum(old, new) > 0, ops.sqrt(old / new), ops.ones_like(old))
+    # ops.L2Loss is not used, because on the CPU it loses four digits on large tensors.
+    weight_square, direction_square = ops.reduce_sum(weight * weight), ops.reduce_sum(direction * direction)
+    both_above_zero = ops.minimum(weight_square, direction_square) > 0
+    ratio = ops.select(both_above_zero, ops.sqrt(weight_square / direction_square), ops.ones_like(weight_square))
     return ops.assign_sub(weight, rate * ratio * direction)
 
 
 class Lion(Optimizer):
-    """w -= rate (sign(beta1 m + (1 - beta1) g) + decay w), then m = beta2 m + (1 - beta2) g.
+    """Lion: w -= rate (sign(beta1 m + (1 - beta1) g) + decay w), then m = beta2 m + (1 - beta2) g.
 
-    Chen et al., Symbolic Discovery of Optimization Algorithms, algorithm 2. Plain operators: there is no fused one.
+    Chen et al., Symbolic Discovery of Optimization Algorithms, algorithm 2. The code uses plain operators, because
+    MindSpore has no fused operator for Lion.
     """
 
-    def __init__(self, groups, betas):
+    def __init__(self, groups: Groups, betas: list[float]) -> None:
         super().__init__(groups)
         self.momenta = self.make_slot("momentum")
         self.shares = [1 - beta for beta in betas]
 
-    def update(self, i, own, gradients, rate, shared):
-        rule = ops.partial(update_lion, rate, self.decays[i], self.shares[0], self.shares[1])
-        return self.map(rule, self.parameters[own], gradients, self.momenta[own])
+    def update(self, group: int, members: slice, gradients: Tensors, rate: ms.Tensor, shared: Tensors) -> Tensors:
+        rule = ops.partial(update_lion, rate, self.decays[group], self.shares[0], self.shares[1])
+        return self.map(rule, self.parameters[members], gradients, self.momenta[members])
 
 
-def update_lion(rate, decay, share1, share2, weight, gradient, momentum):
+def update_lion(
+    rate: ms.Tensor,
+    decay: float,
+    share1: float,
+    share2: float,
+    weight: ms.Parameter,
+    gradient: ms.Tensor,
+    momentum: ms.Parameter,
+) -> ms.Tensor:
+    """Update one weight by `Lion`."""
     step = gradient - momentum
     direction = ops.sign(momentum + share1 * step)
     if decay > 0:
@@ -198,22 +261,23 @@ def update_lion(rate, decay, share1, share2, weight, gradient, momentum):
     return ops.assign_sub(weight, rate * direction)
 
 
-def create_optimizer(config, classifier):
-    """Return the config's optimizer over all trainable parameters of `classifier`.
+def create_optimizer(config: Config, classifier: Classifier) -> Optimizer:
+    """Return the optimizer of the config for all trainable parameters of `classifier`.
 
-    Weight decay acts on convolution and dense weights, with `optimizer.decay_all` also on BatchNorm and biases.
+    Weight decay acts on the weights of convolutions and dense layers; with `optimizer.decay_all` it also acts on
+    BatchNorm and biases.
     """
-    settings = config.optimizer
-    groups = {}
+    settings: Any = config.optimizer  # the schema has filled in the keys that the optimizer uses
+    by_kind: dict[tuple[bool, bool], list[ms.Parameter]] = {}
     for parameter in classifier.trainable_params():
-        groups.setdefault((parameter.name.startswith("head."), parameter.ndim > 1), []).append(parameter)
-    groups = [
+        by_kind.setdefault((parameter.name.startswith("head."), parameter.ndim > 1), []).append(parameter)
+    groups: Groups = [
         (
             parameters,
             settings.weight_decay if is_weight or settings.decay_all else 0.0,
             settings.head_lr / settings.lr if in_head and settings.head_lr else 1.0,
         )
-        for (in_head, is_weight), parameters in groups.items()
+        for (in_head, is_weight), parameters in by_kind.items()
     ]
     if settings.name == "sgd":
         return SGD(groups, settings.momentum, settings.nesterov)

@@ -1,4 +1,4 @@
-"""What the device does with one batch, compiled or op by op."""
+"""The training step: what the device computes for one batch, in graph mode or in PyNative mode (op by op)."""
 
 from typing import Any, Callable, Optional
 
@@ -19,15 +19,18 @@ from src.weights.checkpoint import OPTIMIZER, fill
 
 
 class TrainStep:
-    """The training on one batch: loss, gradients and, with every `train.accumulate`-th batch, an update of the weights.
+    """Trains on one batch: loss, gradients and, after every `train.accumulate` batches, an update of the weights.
 
     `step(images, labels, rate, number)` takes the Tensors uint8 (N, H, W, C) and int32 (N), the learning rate, a
-    float32 scalar, and the batch's number in the run, from 0. It returns the loss, a float32 scalar, and the logits,
-    float32 (N, classes), both for the images of this rank alone.
+    float32 scalar, and the number of the batch in the run, from 0. It returns the loss, a float32 scalar, and the
+    logits, float32 (N, classes). Both belong to the images of this rank only.
 
-    Between two batches a step keeps three things. `state` maps names to the parameters that checkpoints hold: the
-    optimizer's and the loss scale. `gradient_sums` are zero after every update, when states are saved; `load` sets
-    them to zero. `shapes` are the shapes of images that the step was run on, and so compiled for.
+    A step keeps three things between two batches:
+
+    - `state` maps names to the parameters that a checkpoint stores: the optimizer's parameters and the loss scale.
+    - `gradient_sums` are the sums of gradient accumulation. They are zero after each update, and states are saved only
+      then, so a checkpoint does not store them. `load` sets them to zero.
+    - `shapes` are the image shapes that the step has run on. In graph mode the step is compiled for each shape.
     """
 
     def __init__(
@@ -54,55 +57,58 @@ class TrainStep:
         gradients_of = ms.value_and_grad(loss_of, None, optimizer.parameters, has_aux=True)
         update = make_update(optimizer, config.train, ranks, scaler)
 
-        def whole(images, labels, rate, *drawn):
-            (_, loss, logits), gradients = gradients_of(images, labels, *drawn)
+        def train_batch(images, labels, rate, *random_numbers):
+            (_, loss, logits), gradients = gradients_of(images, labels, *random_numbers)
             return ops.depend(loss, update(gradients, rate)), logits
 
-        self.whole = ms.jit(whole) if self.compiled else whole
+        self.train_batch: Callable[..., Any] = ms.jit(train_batch) if self.compiled else train_batch
         if self.accumulate == 1:
             return
         sums = self.gradient_sums = optimizer.parameters.clone("gradient_sum", "zeros")
         share = ms.Tensor(1 / self.accumulate, ms.float32)
         each = ops.HyperMap()
 
-        def collect(images, labels, *drawn):
-            (_, loss, logits), gradients = gradients_of(images, labels, *drawn)
+        def add_gradients(images, labels, *random_numbers):
+            (_, loss, logits), gradients = gradients_of(images, labels, *random_numbers)
             return ops.depend(loss, each(ops.partial(add, share), sums, gradients)), logits
 
-        def finish(rate):
+        def apply_sums(rate):
             done = update(each(value_of, sums), rate)
             return ops.depend(rate, each(clear, ops.depend(sums, done)))
 
-        self.collect, self.finish = (ms.jit(f) if self.compiled else f for f in (collect, finish))
+        self.add_gradients: Callable[..., Any] = ms.jit(add_gradients) if self.compiled else add_gradients
+        self.apply_sums: Callable[..., Any] = ms.jit(apply_sums) if self.compiled else apply_sums
 
     def updates(self, batches: int) -> int:
-        """Return how many updates so many batches make; too few batches for one update are a `UserError`."""
+        """Return the number of updates in an epoch with this many `batches`; zero updates are a `UserError`."""
         if batches < self.accumulate:
             raise UserError(f"train.accumulate: {self.accumulate} is more than the {batches} batches of an epoch")
         return batches // self.accumulate
 
     def load(self, tensors: dict[str, Any], path: object) -> None:
-        """Take the `state` from the tensors of the checkpoint at `path`, and begin a new update."""
+        """Set the `state` to the `tensors` of the checkpoint at `path`, and the gradient sums to zero."""
         fill(self.state, tensors, path)
         for total in self.gradient_sums:
             total.set_data(ms.Tensor(np.zeros(total.shape, np.float32)))
 
-    def __call__(self, images: ms.Tensor, labels: ms.Tensor, rate: ms.Tensor, number: int = 0):
+    def __call__(
+        self, images: ms.Tensor, labels: ms.Tensor, rate: ms.Tensor, number: int = 0
+    ) -> tuple[ms.Tensor, ms.Tensor]:
         self.shapes.add(images.shape)
-        drawn = [ms.Tensor(array) for array in self.random_draws.tensors(number, len(images))]
+        random_numbers = [ms.Tensor(array) for array in self.random_draws.tensors(number, len(images))]
         if self.accumulate == 1:
-            return self.whole(images, labels, rate, *drawn)
-        loss, logits = self.collect(images, labels, *drawn)
+            return self.train_batch(images, labels, rate, *random_numbers)
+        loss, logits = self.add_gradients(images, labels, *random_numbers)
         if (number + 1) % self.accumulate == 0:
-            self.finish(rate)
+            self.apply_sums(rate)
         return loss, logits
 
 
 def make_update(optimizer: Optimizer, train: TrainConfig, ranks: Ranks, scaler: Optional[LossScaler]) -> Callable:
-    """Return `update(gradients, rate)`: average over the ranks, clip, and let the optimizer act.
+    """Return `update(gradients, rate)`: it averages the gradients over the ranks, clips them, and updates the weights.
 
-    With a scaler the gradients belong to the scaled loss. Where a gradient is not finite, the weights stay and the
-    loss scale shrinks.
+    With a `scaler`, the gradients are those of the scaled loss. If a gradient is not finite, the weights stay the same
+    and the loss scale is halved.
     """
     mean_over_ranks = ranks.gradient_mean(optimizer.parameters)
     clip_norm, clip_value = train.clip_norm, train.clip_value
@@ -132,15 +138,18 @@ add, value_of, clear = (ops.MultitypeFuncGraph(name) for name in ("add", "value_
 
 
 @add.register("Tensor", "Tensor", "Tensor")
-def add_share(share, total, gradient):
+def add_share(share: ms.Tensor, total: ms.Parameter, gradient: ms.Tensor) -> ms.Tensor:
+    """Add the gradient times `share` to a gradient sum."""
     return ops.assign_add(total, share * gradient)
 
 
 @value_of.register("Tensor")
-def value_of_one(total):
+def value_of_sum(total: ms.Parameter) -> ms.Tensor:
+    """Return the value of a gradient sum as a new Tensor."""
     return total * 1
 
 
 @clear.register("Tensor")
-def clear_one(total):
+def clear_sum(total: ms.Parameter) -> ms.Tensor:
+    """Set a gradient sum to zero."""
     return ops.assign(total, ops.zeros_like(total))

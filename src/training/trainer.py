@@ -1,4 +1,4 @@
-"""What a training changes: the network, the step's state, the weights' moving average and the progress of the run."""
+"""The trainer: it changes the weights, the optimizer's state, the moving average and the progress of a run."""
 
 import itertools
 import math
@@ -8,7 +8,7 @@ from typing import Any, NoReturn, Optional
 import mindspore as ms
 import numpy as np
 
-from src.config.schema import Config
+from src.config.schema import Config, resolved
 from src.data.loading import Loader
 from src.errors import Interrupted, UserError
 from src.models.classifier import Classifier
@@ -28,7 +28,7 @@ class DivergedError(UserError):
 
 
 class Trainer:
-    """Trains epoch by epoch, and saves in the run folder everything that a run needs to be resumed."""
+    """Trains epoch by epoch, and saves to the run folder everything that is needed to resume the run."""
 
     def __init__(
         self,
@@ -47,9 +47,9 @@ class Trainer:
         self.state = RunState(ranks=ranks.count)
 
     def train_epoch(self, loader: Loader, rates: np.ndarray, progress: Progress) -> Clock:
-        """Train on what is left of the current epoch and return its `Clock`.
+        """Train on the remaining batches of the current epoch and return the `Clock` of them.
 
-        `rates` is the learning rate of each update of the epoch, float32. A loss that is not finite is a
+        `rates` has the learning rate of each update of the epoch, float32. A loss that is not finite raises a
         `DivergedError`.
         """
         state, step = self.state, self.step
@@ -61,7 +61,7 @@ class Trainer:
             arrived = time.perf_counter()
             self.interrupts.hold()
             rate = rates[state.batch // step.accumulate]
-            warm = images.shape in step.shapes  # a new shape is compiled first, and its time is left out
+            warm = images.shape in step.shapes  # the first batch of a shape includes compilation and is not timed
             loss, logits = step(
                 ms.Tensor(images), ms.Tensor(labels), ms.Tensor(rate), number=state.epoch * batches + state.batch
             )
@@ -91,7 +91,7 @@ class Trainer:
         return clock
 
     def sum_over_ranks(self, loss: ms.Tensor, logits: ms.Tensor, labels: np.ndarray) -> tuple[float, int, int]:
-        """Return the sum of the losses, the hits and the number of images of one batch on all ranks."""
+        """Return three sums over the ranks for one batch: the losses of the images, the hits, the number of images."""
         hits = (logits.asnumpy().argmax(1) == labels).sum()
         loss_sum, correct, count = self.ranks.sum(
             np.array([float(loss.asnumpy()) * len(labels), hits, len(labels)], np.float64)
@@ -99,20 +99,21 @@ class Trainer:
         return loss_sum, int(correct), int(count)
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Continue from the state that the `checkpoint` holds."""
+        """Set the weights, the optimizer, the moving average and the progress to the state in the `checkpoint`."""
         fill(self.classifier.parameters_dict(), checkpoint.weights, checkpoint.path)
         self.step.load(checkpoint.optimizer, checkpoint.path)
         if self.average is not None:
             self.average.load(checkpoint.average)
         state = RunState(**(checkpoint.state or {}))
-        # With other ranks a batch has another size: a few images may be seen twice, but every image is seen.
+        # Another number of ranks changes the images per step. The batch number is rounded down to an update, so some
+        # images may be seen twice in this epoch, but no image is left out.
         every = self.step.accumulate
         state.batch = state.batch * state.ranks // self.ranks.count // every * every
         state.ranks = self.ranks.count
         self.state = state
 
     def save(self) -> None:
-        """Write the state that the run can be resumed from."""
+        """Write the state from which the run can be resumed."""
         if self.ranks.is_first:
             self.folder.save_state(
                 self.state,
@@ -125,39 +126,40 @@ class Trainer:
             )
 
     def save_if_due(self) -> None:
-        """Write the state where `checkpoint.every_steps` asks for it."""
+        """Write the state if `checkpoint.every_steps` asks for it after this update."""
         every = self.config.checkpoint.every_steps
         if every is not None and self.state.updates % every == 0:
             self.save()
 
     def roll_back(self, problem: DivergedError) -> None:
-        """Return to the last state whose weights are numbers, with a smaller learning rate.
+        """Load the newest state whose weights are finite, and reduce the learning rate.
 
-        Where `train.on_nonfinite` does not want that, or too often did, the `problem` is raised.
+        Raise the `problem` instead if `train.on_nonfinite` is `error`, if no such state exists, or if
+        `train.max_rollbacks` is reached.
         """
         train, rollbacks, factor = self.config.train, self.state.rollbacks, self.state.rate_factor
         found = self.folder.newest_state(is_finite) if train.on_nonfinite == "rollback" else None
         if found is None or rollbacks == train.max_rollbacks:
             raise problem
         self.load(found)
-        self.state.rollbacks, self.state.rate_factor = rollbacks + 1, factor * train.rollback_factor
+        self.state.rollbacks, self.state.rate_factor = rollbacks + 1, factor * resolved(train.rollback_factor)
         print(
-            f"{problem}: back to epoch {self.state.epoch + 1}, step {self.state.batch}, with "
-            f"{self.state.rate_factor:.3g} of the learning rate",
+            f"{problem}; returned to epoch {self.state.epoch + 1}, step {self.state.batch}, "
+            f"and the learning rate is now multiplied by {self.state.rate_factor:.3g}",
             flush=True,
         )
         self.interrupts.release()
 
     def is_over(self) -> bool:
-        """Tell whether all epochs are done, or early stopping (`train.patience`) ends the training."""
+        """Return whether all epochs are done, or early stopping (`train.patience`) ends the training."""
         state, patience = self.state, self.config.train.patience
         stale = patience is not None and state.best is not None and state.epoch - state.best["epoch"] >= patience
         return state.epoch >= self.config.train.epochs or stale
 
     def end_epoch(self, validation: Validation, rates: np.ndarray, clock: Clock) -> dict[str, Any]:
-        """Evaluate the weights, keep them if they are among the best, and write the record; return metrics.csv's row.
+        """Evaluate the weights, save them if they are among the best, and log the epoch; return the row of metrics.csv.
 
-        `rates` are the epoch's learning rates, `clock` is its `Clock`.
+        `rates` are the learning rates of the epoch, `clock` is the result of `train_epoch`.
         """
         state, began = self.state, time.perf_counter()
         result, shipped, tested = validation()
@@ -190,12 +192,13 @@ class Trainer:
 
     def leave(self) -> NoReturn:
         """Save the state after Ctrl-C or SIGTERM, and end the process."""
-        # In the middle of a step the state says less than the weights hold; an earlier state is on the disk.
+        # In the middle of a step, the weights may be ahead of the state, so the state that was saved last is kept.
         if not self.interrupts.holding:
             self.save()
-        raise Interrupted(f"interrupted; go on with: python train.py --resume {self.folder.path}") from None
+        raise Interrupted(f"interrupted; resume with: python train.py --resume {self.folder.path}") from None
 
     def save_best(self, result: dict[str, Any], shipped: dict[str, np.ndarray]) -> None:
+        """Save the evaluated weights (`shipped`) if their `result` is among the best."""
         averaged = self.average is not None
         self.folder.save_best(
             self.state,
@@ -223,5 +226,5 @@ class Trainer:
 
 
 def is_finite(checkpoint: Checkpoint) -> bool:
-    """Say whether all weights of a checkpoint are numbers."""
+    """Return whether all weights of a checkpoint are finite."""
     return all(np.isfinite(value.asnumpy()).all() for value in checkpoint.weights.values())

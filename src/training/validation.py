@@ -1,4 +1,4 @@
-"""The evaluation at an epoch's end, of the weights as they would be shipped."""
+"""The evaluation at the end of each epoch, with the weights that `best.ckpt` would contain."""
 
 import contextlib
 from typing import Optional
@@ -16,9 +16,11 @@ from src.training.recalibration import Recalibration
 
 
 class Validation:
-    """Evaluates a network on the test images: its moving average where the run keeps one, with recalibrated BatchNorm.
+    """Evaluates a network on the test images, with the weights to ship.
 
-    Make it before the native kernels take the places of layers: recalibration looks for BatchNorm.
+    These are the moving average of the weights if the run keeps one, with recalibrated BatchNorm statistics if
+    `train.recalibrate` is set. With a moving average, the raw weights are evaluated too. Create the `Validation` before
+    `use_kernels`: recalibration looks for BatchNorms, and the native kernels replace them.
     """
 
     def __init__(
@@ -39,9 +41,9 @@ class Validation:
             self.recalibration = Recalibration(classifier, batches, config.train.recalibrate, compiled)
 
     def __call__(self) -> tuple[Evaluation, dict[str, np.ndarray], dict[str, float]]:
-        """Return the `Evaluation` of the weights to ship, these weights by name, and their part of metrics.csv's row.
+        """Return the `Evaluation` of the weights to ship, these weights by name, and their columns of metrics.csv.
 
-        The weights that training continues with stay as they are.
+        The weights that training continues with do not change.
         """
         row = {}
         if self.average is not None:
@@ -55,8 +57,10 @@ class Validation:
         return result, shipped, {**row, **columns("test" if self.average is None else "average", result)}
 
     def evaluate(self) -> Evaluation:
+        """Return the `Evaluation` of the network's current weights."""
         return evaluate(self.classifier, self.step, self.test_batches, self.ranks)
 
 
 def columns(name: str, result: Evaluation) -> dict[str, float]:
+    """Return the columns of metrics.csv for a result; `name` is `test` or `average`."""
     return {f"{name}_{key}": getattr(result, key) for key in ("loss", "top1", "top5")}

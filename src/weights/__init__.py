@@ -1,1 +1,1 @@
-"""Trained weights: our checkpoints, and weight files of other libraries."""
+"""Trained weights: the checkpoints of PocketSpore, and weight files of other libraries."""

@@ -1,4 +1,4 @@
-"""Checkpoints that describe themselves: the weights, the resolved config, class names, metrics and versions."""
+"""Checkpoints: the weights, and everything that describes them: config, class names, metrics and versions."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from src.models.classifier import Classifier
 from src.runtime.device import use_device
 from src.versions import versions
 
-# What may differ from the training when a checkpoint is evaluated or exported: where and how, not what.
+# The settings that may change when a checkpoint is evaluated or exported. They do not change the trained network.
 FREE_KEYS = (
     "data.name",
     "data.root",
@@ -33,29 +33,29 @@ FREE_KEYS = (
     "runtime.mode",
     "runtime.kernels",
 )
-ENTRY = "pocketspore"  # the string beside the weights, JSON
+ENTRY = "pocketspore"  # name of the entry beside the weights: a string, JSON
 FORMAT = 1
-AVERAGE, OPTIMIZER = "average.", "optimizer."  # how names in the file begin that are not the network's own
+AVERAGE, OPTIMIZER = "average.", "optimizer."  # prefixes of names in the file; the network's weights have no prefix
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What the checkpoint file at `path` holds."""
+    """The content of the checkpoint file at `path`."""
 
     path: Path
     config: Config
-    classes: list  # names, in the order of the logits
-    epoch: int  # completed ones
-    best: dict  # of the run so far: epoch, top1, top5, loss on the test split
-    versions: dict
+    classes: list[str]  # names, in the order of the logits
+    epoch: int  # completed epochs
+    best: Optional[dict[str, Any]]  # the best epoch so far: epoch, top1, top5, loss on the test split; None: imported
+    versions: dict[str, str]
     weights: dict[str, Any]  # parameter name: Parameter
-    average: dict  # the same of the weights' moving average; empty where the run kept none
-    optimizer: dict  # its state; empty where the file is not for resuming
-    state: Optional[dict]  # of the run, `RunState`'s; None where the file is not for resuming
+    average: dict[str, Any]  # moving average of the weights, same names; empty if the run kept no moving average
+    optimizer: dict[str, Any]  # state of the optimizer; empty if the file is not for resuming
+    state: Optional[dict[str, Any]]  # fields of `RunState`; None if the file is not for resuming
 
 
 class OpenCheckpoint(NamedTuple):
-    """A checkpoint ready to compute: its config with overrides, and its network on the config's device."""
+    """A checkpoint, its config with overrides, and its classifier, which is ready to compute on the config's device."""
 
     checkpoint: Checkpoint
     config: Config
@@ -73,10 +73,10 @@ def save_checkpoint(
     optimizer: Optional[Mapping[str, Any]] = None,
     state: Optional[dict[str, Any]] = None,
 ) -> None:
-    """Write a checkpoint; the file at `path` is replaced only by a complete one that is on the disk.
+    """Write a checkpoint to `path`; the old file is replaced after the new file is complete and on the disk.
 
-    `weights`, `average` and `optimizer` are {parameter name: Parameter or array}, the optimizer's names begin with
-    OPTIMIZER. A disk that refuses is an `OSError`.
+    `weights`, `average` and `optimizer` are {parameter name: Parameter or array}. The optimizer's names begin with
+    OPTIMIZER. If the disk cannot store the file, an `OSError` is raised.
     """
     path = Path(path)
     description = {
@@ -93,7 +93,8 @@ def save_checkpoint(
         {"name": name, "data": ms.Tensor(value)} for name, value in {**weights, **averages, **(optimizer or {})}.items()
     ]
     with replacing(path, suffix=".ckpt") as partial:
-        logging.disable(logging.CRITICAL)  # MindSpore reports a failure on stderr before it raises
+        # MindSpore prints an error on stderr before it raises it.
+        logging.disable(logging.CRITICAL)
         try:
             ms.save_checkpoint(tensors, str(partial), append_dict={ENTRY: json.dumps(description)}, crc_check=True)
         finally:
@@ -101,25 +102,25 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Union[str, Path]) -> Checkpoint:
-    """Return the `Checkpoint` at `path`; raises `UserError` if it is missing, damaged or of another program."""
+    """Return the `Checkpoint` at `path`; if it is missing, damaged or not from PocketSpore, raise a `UserError`."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
-    # MindSpore reports a bad file on stderr before it raises.
+    # MindSpore prints an error on stderr before it raises it.
     logging.disable(logging.CRITICAL)
     try:
         weights = ms.load_checkpoint(str(path), crc_check=True)
     except (ValueError, TypeError, RuntimeError, OSError, KeyError):
-        raise UserError(f"{path}: is cut short, damaged, or not a checkpoint") from None
+        raise UserError(f"{path}: is truncated, damaged, or not a checkpoint") from None
     finally:
         logging.disable(logging.NOTSET)
     description = weights.pop(ENTRY, None)
     if not isinstance(description, str):
-        raise UserError(f"{path}: was not written by PocketSpore, or is cut short: its description is missing")
+        raise UserError(f"{path}: was not written by PocketSpore, or is truncated; its description is missing")
     description = json.loads(description)
     if description["format"] != FORMAT:
-        raise UserError(f"{path}: has format {description['format']}, this version reads {FORMAT}")
-    parts = {prefix: {} for prefix in ("", AVERAGE, OPTIMIZER)}
+        raise UserError(f"{path}: unknown format (found {description['format']}, expected {FORMAT})")
+    parts: dict[str, dict[str, Any]] = {prefix: {} for prefix in ("", AVERAGE, OPTIMIZER)}
     for name, value in weights.items():
         prefix = next((prefix for prefix in (AVERAGE, OPTIMIZER) if name.startswith(prefix)), "")
         parts[prefix][name if prefix == OPTIMIZER else name[len(prefix) :]] = value
@@ -138,13 +139,13 @@ def load_checkpoint(path: Union[str, Path]) -> Checkpoint:
 
 
 def adapt_config(config: Config, overrides: Sequence[str], free: Sequence[str] = FREE_KEYS) -> Config:
-    """Return a checkpoint's config with overrides; a key that is not among the `free` ones is a `UserError`."""
+    """Return the config of a checkpoint with overrides; an override of a key that is not in `free` is a `UserError`."""
     for override in overrides:
         key = override.partition("=")[0]
         if key not in free:
             raise UserError(
                 f"{override}: cannot be changed for a trained network{did_you_mean(key, free)}; "
-                f"can be: {', '.join(free)}"
+                f"you can change: {', '.join(free)}"
             )
     return make_config(config.model_dump(), overrides, source="checkpoint")
 
@@ -152,7 +153,7 @@ def adapt_config(config: Config, overrides: Sequence[str], free: Sequence[str] =
 def open_checkpoint(path: Union[str, Path], overrides: Sequence[str]) -> OpenCheckpoint:
     """Read the checkpoint at `path`, apply `overrides` to its config, set the device and build the network.
 
-    A file that is missing or damaged, and an override that a trained network does not allow, are a `UserError`.
+    A missing or damaged file, or an override that a trained network does not allow, is a `UserError`.
     """
     checkpoint = load_checkpoint(path)
     config = adapt_config(checkpoint.config, overrides)
@@ -161,9 +162,9 @@ def open_checkpoint(path: Union[str, Path], overrides: Sequence[str]) -> OpenChe
 
 
 def restore(checkpoint: Checkpoint) -> Classifier:
-    """Return the checkpoint's classifier in evaluation mode.
+    """Return the classifier of the checkpoint, in evaluation mode.
 
-    Its weights are their moving average where the run kept a moving average.
+    If the run kept a moving average of the weights, the classifier has the averaged weights.
     """
     classifier = create_model(checkpoint.config.model, checkpoint.config.data, len(checkpoint.classes))
     fill(classifier.parameters_dict(), checkpoint.average or checkpoint.weights, checkpoint.path)
@@ -171,16 +172,17 @@ def restore(checkpoint: Checkpoint) -> Classifier:
 
 
 def fill(parameters: Mapping[str, ms.Parameter], tensors: Mapping[str, Any], path: object) -> None:
-    """Give the `parameters`, by name, the values of `tensors`, which the checkpoint at `path` holds.
+    """Set the `parameters`, by name, to the `tensors` of the checkpoint at `path`.
 
-    Names or shapes that differ are a `UserError`.
+    A name or shape that differs is a `UserError`.
     """
     for name in sorted(parameters.keys() | tensors.keys()):
         expected = parameters[name].shape if name in parameters else None
         found = tensors[name].shape if name in tensors else None
         if expected != found:
             raise UserError(
-                f"{path}: is of another network than its config says: {name} has shape {found}, not {expected}"
+                f"{path}: the weights do not fit the network of its config: shape of {name} "
+                f"(found {found}, expected {expected})"
             )
     for name, parameter in parameters.items():
         parameter.set_data(ms.Tensor(tensors[name].asnumpy().copy()))

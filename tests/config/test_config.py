@@ -6,14 +6,14 @@ from src.errors import UserError
 from tests.conftest import ROOT
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
-# A list of 9**12 elements in a few lines.
+# YAML that describes a list of 9**12 elements in a few lines.
 NESTED_ALIASES = b"x:\n- &l0 [0]\n" + b"".join(
     b"- &l%d [%s]\n" % (i, b", ".join([b"*l%d" % (i - 1)] * 9)) for i in range(1, 13)
 )
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_shipped_configs_load_and_say_how_to_run_them(path):
+def test_shipped_configs_load_and_their_comments_give_command_source_and_result(path):
     load_config(path)
     load_config(path, ["train.epochs=1", "schedule.warmup_epochs=0"])
     head = path.read_text().split("\nmodel:")[0]
@@ -23,7 +23,7 @@ def test_shipped_configs_load_and_say_how_to_run_them(path):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_resolved_config_reads_back_the_same(path, tmp_path):
+def test_a_written_config_is_read_back_unchanged(path, tmp_path):
     config = load_config(path)
     written = tmp_path / "config.yaml"
     written.write_text(config.to_yaml())
@@ -31,7 +31,7 @@ def test_resolved_config_reads_back_the_same(path, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("model.nme=x", "model.nme: unknown key; did you mean model.name?"),
         ("modle.name=x", "command line: modle: unknown key; did you mean model?"),
@@ -39,28 +39,34 @@ def test_resolved_config_reads_back_the_same(path, tmp_path):
         ("model.name=3", "model.name: 3: input should be a valid string"),
         ("model.width=0.9", "model.width: 0.9 is not one of 0.5, 1.0, 1.5, 2.0"),
         ("model.width='1'", "model.width: '1'"),
-        ("model.groups=3", "model.groups: 3 is for shufflenet_v1 only"),
+        (
+            "model.groups=3",
+            "model.groups: is used with name=shufflenet_v1 only (found name=shufflenet_v2); leave it out",
+        ),
         ("model.layout=equal", "model.layout: equal is not one of authors, equal_split; did you mean equal_split?"),
         ("model.name=mindcv/mobilnet_v1_025", "is not a network of mindcv; did you mean mindcv/mobilenet_v1_025?"),
         ("model.freeze=head", "model.freeze: 'head' is not one of none, backbone"),
-        ("model.freeze=-1", "model.freeze: -1 is not none, backbone, or a number"),
+        ("model.freeze=-1", "model.freeze: -1 is not none, backbone, or a number of blocks (at least 0)"),
         ("model.freeze=true", "model.freeze"),
         ("model.stem_stride=3", "model.stem_stride: 3 is not one of 1, 2"),
         ("model.stem_stride=true", "model.stem_stride: True"),
         ("model.dropout=1", "model.dropout: 1"),
         ("data.name=cifar", "data.name: 'cifar' is not one of digits, mnist, fashion_mnist, cifar10"),
-        ("data.name=image_folder", "data.root: the folder of image_folder must be given"),
-        ("data.root=x", "data.root: 'x' is not used"),
+        ("data.name=image_folder", "data.root: must be given with data.name=image_folder"),
+        ("data.root=x", "data.root: is not used with data.name=digits (found 'x')"),
         ("data.mean=[0.5]", "data.mean: [0.5] has 1 numbers, but data.channels is 3"),
         ("data.std=[0, 1, 1]", "data.std:"),
         ("data.workers=0", "data.workers: 0"),
-        ("data.download=true", "data.download: true is for mnist, fashion_mnist, cifar10, cifar100 only, not digits"),
-        ("data.val_fraction=0.1", "data.val_fraction: 0.1 is for image folders only, not digits"),
-        ("data.on_bad_image=skip", "data.on_bad_image: skip is for image files only, not digits"),
+        ("data.download=true", "data.download: is supported for mnist, fashion_mnist, cifar10, cifar100 only (found"),
+        ("data.val_fraction=0.1", "data.val_fraction: is supported for image folders only (found data.name=digits)"),
+        ("data.on_bad_image=skip", "data.on_bad_image: is supported for image files only (found data.name=digits)"),
         ("data.on_bad_image=ignore", "data.on_bad_image: 'ignore' is not one of error, skip"),
         ("augment.crop=padd", "did you mean pad?"),
-        ("augment.padding=3", "augment.padding: 3 is used with augment.crop=pad only"),
-        ("augment.scale=[1, 0.1]", "augment.scale: [1.0, 0.1] must be"),
+        ("augment.padding=3", "augment.padding: is used with crop=pad only (found crop=resized); leave it out"),
+        (
+            "augment.scale=[1, 0.1]",
+            "augment.scale: [1.0, 0.1] must be two numbers above 0 in ascending order, at most 1.0",
+        ),
         ("train.epochs=2.5", "train.epochs: 2.5"),
         ("train.epochs=yes", "train.epochs: True"),
         ("train.epochs=100000000000000000000000", "train.epochs: 100000000000000000000000: input should be less"),
@@ -74,29 +80,29 @@ def test_resolved_config_reads_back_the_same(path, tmp_path):
         ("schedule.name=cosin", "schedule.name: 'cosin' is not one of cosine, linear"),
         ("schedule.warmup_epochs=31", "schedule.warmup_epochs: 31.0 must be at most train.epochs, 30"),
         ("runtime.device=gpuu", "runtime.device: 'gpuu' is not one of auto, cpu, gpu, ascend; did you mean gpu?"),
-        ("train.epochs", "an override looks like section.key=value"),
-        ("epochs=1", "an override looks like section.key=value"),
+        ("train.epochs", "train.epochs: is not an override; write section.key=value"),
+        ("epochs=1", "epochs=1: is not an override; write section.key=value"),
         ("train.epochs=[1", "is not valid YAML"),
     ],
 )
-def test_bad_override_is_named(override, said):
+def test_an_error_in_an_override_names_it(override, message):
     with pytest.raises(UserError) as caught:
         make_config({}, [override])
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        (b"train:\n  epochs: 1\n  epochs: 2\n", "stands twice (line 3"),
-        (b"- 1\n", "must hold sections"),
+        (b"train:\n  epochs: 1\n  epochs: 2\n", "duplicate key 'epochs' (line 3"),
+        (b"- 1\n", "must contain sections with settings, such as `model:` (found [1])"),
         (b"train: 3\n", "train: 3 must be a section"),
         (b"train:\n", "train: None must be a section"),
         (b"train: {epochs: 1\n", "is not valid YAML"),
         (b"\xff\xfe", "is not UTF-8"),
         (b"train: !!python/object/apply:os.getcwd []\n", "is not valid YAML"),
-        (b"1: {a: 2}\n", "is not text"),
+        (b"1: {a: 2}\n", "key 1 is not a string"),
         (b"train: {epochs: 2026-99-99}\n", "is not valid YAML"),
         (b"train: {epochs: !!timestamp x}\n", "a value does not fit its tag"),
         (b"train: {epochs: !!bool x}\n", "a value does not fit its tag"),
@@ -106,26 +112,26 @@ def test_bad_override_is_named(override, said):
         (NESTED_ALIASES.replace(b"x:", b"train:"), "train: [["),
     ],
 )
-def test_bad_file_is_named(text, said, tmp_path):
+def test_an_error_in_a_file_names_the_file(text, message, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_bytes(text)
     with pytest.raises(UserError) as caught:
         load_config(path)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert str(path) in str(caught.value)
 
 
-def test_missing_file_is_named(tmp_path):
+def test_the_error_for_a_missing_file_names_it(tmp_path):
     with pytest.raises(UserError, match="nowhere.yaml: No such file"):
         load_config(tmp_path / "nowhere.yaml")
 
 
-def test_numbers_are_read_as_yaml_1_2_has_them():
+def test_numbers_are_read_as_in_yaml_1_2():
     assert make_config({}, ["optimizer.lr=1e-3"]).optimizer.lr == 0.001
     assert make_config({}, ["optimizer.weight_decay=4E-5"]).optimizer.weight_decay == 4e-5
 
 
-def test_later_override_wins_over_file_and_earlier_one(tmp_path):
+def test_a_later_override_replaces_the_file_and_an_earlier_override(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump({"train": {"epochs": 7, "seed": 5}}))
     config = load_config(path, ["train.epochs=8", "train.epochs=9"])
@@ -134,18 +140,18 @@ def test_later_override_wins_over_file_and_earlier_one(tmp_path):
 
 def test_layout_is_for_shufflenet_v2_only():
     assert make_config({}).model.layout == "authors"
-    with pytest.raises(UserError, match="layout: authors is for shufflenet_v2 only, not ghostnet"):
+    with pytest.raises(UserError, match=r"model.layout: is used with name=shufflenet_v2 only \(found name=ghostnet\)"):
         make_config({"model": {"name": "ghostnet", "layout": "authors"}})
 
 
-def test_mindcv_networks_take_no_setting_of_ours():
-    with pytest.raises(UserError, match="dropout: 0.2 is not for mindcv's networks"):
+def test_mindcv_networks_do_not_support_settings_of_our_networks():
+    with pytest.raises(UserError, match="dropout: 0.2 is not supported by mindcv's networks"):
         make_config({"model": {"name": "mindcv/resnet18", "dropout": 0.2}})
-    with pytest.raises(UserError, match="optimizer.head_lr: 0.2 is not for mindcv's networks"):
+    with pytest.raises(UserError, match="optimizer.head_lr: 0.2 is not supported by mindcv's networks"):
         make_config({"model": {"name": "mindcv/resnet18"}, "optimizer": {"head_lr": 0.2}})
 
 
-def test_group_counts_are_those_of_the_paper():
+def test_allowed_group_counts_are_the_counts_of_the_paper():
     assert make_config({"model": {"name": "shufflenet_v1"}}).model.groups == 3
     with pytest.raises(UserError, match="groups: 5 is not one of 1, 2, 3, 4, 8"):
         make_config({"model": {"name": "shufflenet_v1", "groups": 5}})

@@ -19,7 +19,7 @@ def build(name, classes=1000, channels=3, **settings):
 
 
 @pytest.mark.parametrize("row", ZOO, ids=lambda row: f"{row['model']}-{row['width']}-{row['groups']}")
-def test_parameters_and_macs_are_the_reference_integers(row):
+def test_parameters_and_macs_equal_the_reference(row):
     groups = {"groups": int(row["groups"])} if row["groups"] else {}
     network = build(row["model"], width=float(row["width"]), **groups)
     assert count_params(network) == int(row["params"])
@@ -39,11 +39,11 @@ MOBILENET_V3_075 = {("mobilenet_v3_large", 0.75): 155, ("mobilenet_v3_small", 0.
 def test_mobilenet_v3_075_costs_what_the_paper_says(name):
     network = build(name, width=0.75)
     assert count_macs(network, 224, 3) / 1e6 == pytest.approx(MOBILENET_V3_075[name, 0.75], rel=0.015)
-    # The last layer keeps its full width.
+    # The width multiplier does not shrink the last layer.
     assert network.head.weight.shape == build(name).head.weight.shape
 
 
-# The reference table's note on ShuffleNetV2; at 0.5x the two layouts coincide in size.
+# From the reference table's note on ShuffleNetV2. At 0.5x both layouts have the same size.
 EQUAL_SPLIT = {
     0.5: (1366792, 40476448),
     1.0: (2278604, 144907992),
@@ -53,7 +53,7 @@ EQUAL_SPLIT = {
 
 
 @pytest.mark.parametrize("width", EQUAL_SPLIT)
-def test_equal_split_layout_has_the_reference_integers(width):
+def test_equal_split_layout_equals_the_reference(width):
     network = build("shufflenet_v2", width=width, layout="equal_split")
     assert (count_params(network), count_macs(network, 224, 3)) == EQUAL_SPLIT[width]
 
@@ -86,7 +86,7 @@ def test_any_size_channels_and_classes(name, size, channels, stem_stride):
     assert np.isfinite(logits).all()
 
 
-# The stride of the whole network: its last map's size on a large image tells what the stem does.
+# The total stride, from the last feature map's size for a large image: it shows the stride of the stem.
 @pytest.mark.parametrize(
     ("name", "stem_stride", "side"),
     [(name, stem_stride, 128 // stride) for name, strides in {

@@ -1,4 +1,4 @@
-"""Two hundred damaged files in one image folder: no process dies, and no image goes missing without being counted."""
+"""Two hundred damaged files in one image folder: no process crashes, and every image is used or counted as bad."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ GOOD, DAMAGED = 30, 200
 
 @pytest.fixture
 def damaged_photos(tmp_path):
-    """Good and damaged JPEG and PNG files: bits flipped, cut, zeroed, empty, of the other's name."""
+    """Return a folder of good and damaged JPEG and PNG files: bit flips, truncated, zeroed, empty, wrong extension."""
     kinds = [KINDS[name] for name in ("jpeg", "progressive jpeg", "png", "gray jpeg")]
     damaged = [damages(content, np.random.default_rng(i), DAMAGED) for i, content in enumerate(kinds)]
     for split in ("train", "val"):
@@ -30,7 +30,7 @@ def damaged_photos(tmp_path):
     return tmp_path
 
 
-def test_no_image_is_lost_without_being_counted(damaged_photos, capfd):
+def test_every_image_is_used_or_counted_as_bad(damaged_photos, capfd):
     data = {"name": "image_folder", "root": str(damaged_photos), "image_size": 32, "on_bad_image": "skip"}
     config = make_config({"data": data, "train": {"batch_size": 16}})
     train = load_samples(config.data, "train")
@@ -41,7 +41,7 @@ def test_no_image_is_lost_without_being_counted(damaged_photos, capfd):
         seen = [label for _, labels in batches.epoch() for label in labels]
         assert len(seen) + len(batches.bad) == GOOD + DAMAGED
         assert seen.count(0) == GOOD
-    # A flipped bit may leave a picture, but most of these are none.
+    # A file with flipped bits may still be an image, but most damaged files are not.
     assert DAMAGED / 3 < len(batches.bad) < DAMAGED
     batches = train_loader(config, train)
     for epoch in (1, 2):

@@ -1,4 +1,4 @@
-"""tools/check_data.py and tools/show_batch.py on photos with known defects."""
+"""Run tools/check_data.py and tools/show_batch.py on photos with known defects."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def run_tool(monkeypatch, tmp_path):
     return run
 
 
-def test_sound_data_have_no_findings(config, run_tool, capsys):
+def test_a_data_set_without_defects_has_no_findings(config, run_tool, capsys):
     assert run_tool(check_data, "--config", config, "--json", "report.json") == 0
     printed = capsys.readouterr().out
     assert "train: 24 images of 2 classes" in printed
@@ -47,8 +47,8 @@ def test_every_defect_is_found(photos, config, run_tool, tmp_path, capsys):
     china, flower = photos / "train" / "china", photos / "train" / "flower"
     (china / "0.jpg").write_bytes((china / "0.jpg").read_bytes()[:1500])
     (china / "1.jpg").write_bytes(b"")
-    (china / "2.jpg").write_text("no image")
-    (china / "notes.txt").write_text("no image, and not meant to be one")
+    (china / "2.jpg").write_text("not an image")
+    (china / "notes.txt").write_text("not an image, and not meant to be an image")
     Image.open(china / "3.jpg").save(china / "3.jpg", "PNG")
     Image.open(china / "4.jpg").save(china / "moving.gif")
     Image.open(china / "5.jpg").resize((300, 90)).save(china / "5.jpg")
@@ -61,7 +61,7 @@ def test_every_defect_is_found(photos, config, run_tool, tmp_path, capsys):
     assert train["bad"].keys() == {str(china / name) for name in ("0.jpg", "1.jpg", "2.jpg", "moving.gif")}
     assert train["bad"][str(china / "1.jpg")] == "is empty"
     assert train["misnamed"] == {str(china / "3.jpg"): "is a PNG image"}
-    assert train["notes"] == [f"{photos}/train: files ignored, hidden or no images: 1"]
+    assert train["notes"] == [f"{photos}/train: ignored files, hidden or not images: 1"]
     assert train["classes"] == {"china": 13, "flower": 13}
     assert (train["widths"], train["heights"]) == ([120, 300], [90, 120])
     assert report["splits"]["val"]["bad"] == {str(photos / "val" / "china" / "empty.jpg"): "is empty"}
@@ -72,7 +72,7 @@ def test_every_defect_is_found(photos, config, run_tool, tmp_path, capsys):
     assert "leakage, the same image in several splits: 1" in printed
 
 
-def test_arrays_are_checked_too(run_tool, tmp_path):
+def test_arrays_are_checked(run_tool, tmp_path):
     (tmp_path / "digits.yaml").write_text("data: {name: digits}\n")
     assert run_tool(check_data, "--config", "digits.yaml", "--json", "report.json") == 0
     splits = json.loads((tmp_path / "report.json").read_text())["splits"]
@@ -87,8 +87,8 @@ def test_a_batch_is_shown_as_the_network_sees_it(config, photos, run_tool, tmp_p
         Image.new("RGB", (40, 40), (0, 0, 250)).save(file)
     assert run_tool(show_batch, "--config", config, "--output", "out/batch.png", "--images", "4") == 0
     picture = np.asarray(Image.open(tmp_path / "out" / "batch.png").convert("RGB")).astype(int)
-    red, blue = ((picture[..., own] > 200) & (picture[..., other] < 60) for own, other in ((0, 2), (2, 0)))
-    assert red.nonzero()[0].max() < blue.nonzero()[0].min()  # training above, evaluation below
+    red, blue = ((picture[..., high] > 200) & (picture[..., low] < 60) for high, low in ((0, 2), (2, 0)))
+    assert red.nonzero()[0].max() < blue.nonzero()[0].min()  # The training images are above the evaluation images.
     assert 0.8 < red.sum() / blue.sum() < 1.2
 
 
@@ -111,7 +111,7 @@ def test_the_benchmark_measures_each_case(run_tool, tmp_path):
         (["data.root=nowhere"], "data.root: nowhere/train: no such folder"),
     ],
 )
-def test_mistakes_with_a_batch_are_named(config, monkeypatch, arguments, said):
+def test_wrong_arguments_of_show_batch_are_reported(config, monkeypatch, arguments, said):
     monkeypatch.setattr("sys.argv", ["show_batch.py", "--config", str(config), *arguments])
     with pytest.raises(UserError, match=said):
         show_batch.main()

@@ -1,4 +1,4 @@
-"""Standard sets from a server on this machine: fetched once, checked, tried again, whole or not at all."""
+"""Download standard data sets from a server on this machine: once, with checksums and retries, completely or not."""
 
 import functools
 import hashlib
@@ -18,7 +18,7 @@ from src.errors import UserError
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder; counts requests and fails the first ones with status 503."""
+    """Serve a folder, count the requests, and answer the first requests with status 503."""
 
     def __init__(self, *arguments, counts, **options):
         self.counts = counts
@@ -37,8 +37,8 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """(folder that is served, its address, counts)."""
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between two attempts
+    """Yield (the folder that is served, its address, counts)."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # so that a retry does not wait
     folder, counts = tmp_path / "served", {"requests": 0, "failures": 0}
     folder.mkdir()
     handler = functools.partial(Handler, counts=counts, directory=str(folder))
@@ -54,7 +54,7 @@ def md5(path):
 
 @pytest.fixture
 def cifar(server):
-    """CIFAR-10's archive with 20 images a file, and where it is."""
+    """Return (sources with CIFAR-10's archive of 20 images per file, the rows of the files, class names)."""
     folder, address, _ = server
     generator = np.random.default_rng(0)
     rows = {}
@@ -74,7 +74,7 @@ def cifar(server):
     return {"cifar10": source}, rows, classes
 
 
-def test_cifar_is_fetched_once_unpacked_and_read(server, cifar, tmp_path, monkeypatch):
+def test_cifar_is_downloaded_once_unpacked_and_read(server, cifar, tmp_path, monkeypatch):
     sources, rows, classes = cifar
     monkeypatch.setattr("src.data.datasets.download", functools.partial(download, sources=sources))
     data = make_config({"data": {"name": "cifar10", "root": str(tmp_path / "data"), "download": True}}).data
@@ -98,23 +98,25 @@ def test_cifar100_has_the_fine_labels(tmp_path):
     with pytest.raises(UserError, match="test.bin: no such file"):
         load_samples(data, "test")
     (tmp_path / "test.bin").write_bytes(row.tobytes()[:-1])
-    with pytest.raises(UserError, match="test.bin: has 3073 bytes, not a multiple of the 3074 of an image"):
+    with pytest.raises(
+        UserError, match=r"test.bin: has the wrong size \(found 3073 bytes, expected a multiple of 3074"
+    ):
         load_samples(data, "test")
 
 
-def test_a_server_that_fails_is_asked_again(server, tmp_path):
+def test_a_failed_download_is_retried(server, tmp_path):
     folder, address, counts = server
     (folder / "a-ubyte.gz").write_bytes(b"content")
     sources = {"mnist": Source(address, {"a-ubyte.gz": md5(folder / "a-ubyte.gz")})}
-    counts["failures"] = module.ATTEMPTS_MORE
+    counts["failures"] = module.RETRIES
     download("mnist", tmp_path / "data", sources)
     assert (tmp_path / "data" / "a-ubyte.gz").read_bytes() == b"content"
-    assert counts["requests"] == module.ATTEMPTS_MORE + 1
+    assert counts["requests"] == module.RETRIES + 1
     download("mnist", tmp_path / "data", sources)
-    assert counts["requests"] == module.ATTEMPTS_MORE + 1
+    assert counts["requests"] == module.RETRIES + 1
 
 
-def test_unpacked_idx_files_are_not_fetched(server, tmp_path):
+def test_unpacked_idx_files_are_not_downloaded(server, tmp_path):
     _, address, counts = server
     (tmp_path / "a-ubyte").write_bytes(b"content")
     download("mnist", tmp_path, {"mnist": Source(address, {"a-ubyte.gz": "0" * 32})})
@@ -129,19 +131,19 @@ def closed_address():
 @pytest.mark.parametrize(
     ("defect", "said"),
     [
-        ("wrong content", "cifar-10-binary.tar.gz has not the hash that it should have; place"),
-        ("not there", "cannot be fetched \\(status 404\\); place cifar-10-binary.tar.gz \\(md5:"),
-        ("no network", "cannot be fetched \\(no connection\\); place cifar-10-binary.tar.gz \\(md5:"),
-        ("cut archive", "cifar-10-binary.tar.gz: is damaged"),
+        ("wrong content", "cifar-10-binary.tar.gz: checksum mismatch; place"),
+        ("missing file", "download failed \\(status 404\\); place cifar-10-binary.tar.gz \\(md5:"),
+        ("no network", "download failed \\(no connection\\); place cifar-10-binary.tar.gz \\(md5:"),
+        ("truncated archive", "cifar-10-binary.tar.gz: is damaged"),
     ],
 )
-def test_what_cannot_be_fetched_leaves_nothing_half_done(server, cifar, tmp_path, defect, said):
+def test_a_failed_download_leaves_no_partial_files(server, cifar, tmp_path, defect, said):
     folder, address, _ = server
     source, archive = cifar[0]["cifar10"], folder / "cifar-10-binary.tar.gz"
-    if defect in ("wrong content", "cut archive"):
+    if defect in ("wrong content", "truncated archive"):
         archive.write_bytes(archive.read_bytes()[:5000])
-    digest = md5(archive) if defect == "cut archive" else source.md5[archive.name]
-    if defect == "not there":
+    digest = md5(archive) if defect == "truncated archive" else source.md5[archive.name]
+    if defect == "missing file":
         archive.unlink()
     address = closed_address() if defect == "no network" else address
     sources = {"cifar10": Source(address, {archive.name: digest}, source.folder)}
@@ -149,10 +151,10 @@ def test_what_cannot_be_fetched_leaves_nothing_half_done(server, cifar, tmp_path
         download("cifar10", tmp_path / "data", sources)
     assert str(tmp_path / "data") in str(caught.value)
     left = list((tmp_path / "data").iterdir())
-    assert [path.name for path in left] == ([archive.name] if defect == "cut archive" else [])
+    assert [path.name for path in left] == ([archive.name] if defect == "truncated archive" else [])
 
 
-def test_the_hashes_are_of_the_form_that_pooch_takes():
+def test_the_checksums_have_the_form_that_pooch_expects():
     for source in module.SOURCES.values():
         assert source.url.startswith("https://")
         for digest in source.md5.values():

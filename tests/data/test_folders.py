@@ -25,10 +25,10 @@ def names_of(samples):
     return {(Path(file).parent.name, Path(file).name) for file in samples.images}
 
 
-def test_three_splits_are_told_apart(photos):
+def test_three_splits_have_different_images(photos):
     data = data_config(name="image_folder", root=str(photos))
     assert splits_of(data) == ("train", "val")
-    assert len(load_samples(data, "test")) == 8  # where there is one split to evaluate, it goes by either name
+    assert len(load_samples(data, "test")) == 8  # A data set with one evaluation split has it under both names.
     paint(photos / "test" / "china" / "only.png")
     assert splits_of(data) == ("train", "val", "test")
     classes = ["china", "flower"]
@@ -39,14 +39,14 @@ def test_three_splits_are_told_apart(photos):
         load_samples(data, "val", classes)
 
 
-def test_held_out_images_stay_where_they_are_when_others_come(tmp_path):
+def test_new_images_do_not_change_the_split_of_old_images(tmp_path):
     for i in range(300):
         paint(tmp_path / f"class {i % 3}" / "below" / f"{i}.bmp")
     data = data_config(name="image_folder", root=str(tmp_path), val_fraction=0.2)
     before = {split: names_of(load_samples(data, split)) for split in ("train", "val")}
     assert before["train"].isdisjoint(before["val"])
     assert len(before["train"]) + len(before["val"]) == 300
-    # Binomial with n = 100 and p = 0.2 for each class: within four standard deviations.
+    # The count of a class is binomial with n = 100 and p = 0.2; the limits are four standard deviations.
     assert all(4 <= count <= 36 for count in np.bincount(load_samples(data, "val").labels))
     for i in range(300, 400):
         paint(tmp_path / f"class {i % 3}" / "below" / f"{i}.bmp")
@@ -56,29 +56,29 @@ def test_held_out_images_stay_where_they_are_when_others_come(tmp_path):
     assert before["val"] < names_of(load_samples(data.model_copy(update={"root": str(moved)}), "val"))
 
 
-def test_one_folder_needs_a_fraction_and_a_split_one_has_none(photos):
-    with pytest.raises(UserError, match="one folder for all splits needs data.val_fraction"):
+def test_val_fraction_is_for_a_folder_without_splits(photos):
+    with pytest.raises(UserError, match="set data.val_fraction if the splits are in one folder"):
         load_samples(data_config(name="image_folder", root=str(photos / "train")), "train")
-    with pytest.raises(UserError, match="data.val_fraction: 0.2 is for a folder without splits"):
+    with pytest.raises(UserError, match="data.val_fraction: is supported for a folder without splits only"):
         load_samples(data_config(name="image_folder", root=str(photos), val_fraction=0.2), "train")
 
 
-def test_what_is_no_image_is_ignored_with_a_count(photos):
+def test_files_that_are_not_images_are_ignored_and_counted(photos):
     for name in ("notes.txt", "Thumbs.db", ".DS_Store", "._0.jpg"):
         (photos / "train" / "china" / name).write_bytes(b"\0\5\x16\7")
     paint(photos / "train" / ".trash" / "old.png")
     samples = load_samples(data_config(name="image_folder", root=str(photos)), "train")
     assert len(samples) == 24
-    assert samples.notes == (f"{photos}/train: files ignored, hidden or no images: 4",)
+    assert samples.notes == (f"{photos}/train: ignored files, hidden or not images: 4",)
 
 
-def test_class_without_validation_images_is_a_note(photos):
+def test_class_missing_from_validation_is_reported_as_a_note(photos):
     shutil.rmtree(photos / "val" / "flower")
     data = data_config(name="image_folder", root=str(photos))
-    assert load_samples(data, "eval", ["china", "flower"]).notes == (f"{photos}/val: has no images of flower",)
+    assert load_samples(data, "eval", ["china", "flower"]).notes == (f"{photos}/val: classes without images: flower",)
 
 
-def test_bad_images_are_kept_in_mind_or_named(photos):
+def test_bad_images_are_reported_or_remembered(photos):
     bad = photos / "train" / "china" / "3.jpg"
     bad.write_bytes(b"")
     data = data_config(name="image_folder", root=str(photos))
@@ -91,17 +91,17 @@ def test_bad_images_are_kept_in_mind_or_named(photos):
     assert list(samples.take([0, number]).bad) == [1]
 
 
-def test_imagenet_has_readable_names_in_the_order_of_its_synsets(tmp_path):
+def test_imagenet_classes_have_readable_names_in_the_order_of_the_synsets(tmp_path):
     for split in ("train", "val"):
         for synset in ("n03126707", "n01440764", "n02012849"):
             paint(tmp_path / split / synset / "a.png")
     data = data_config(name="imagenet", root=str(tmp_path))
     samples = load_samples(data, "train")
-    # Two things are called crane; the synsets keep them apart.
+    # Two classes are called crane; their synsets distinguish them.
     assert samples.classes == ["n01440764 tench", "n02012849 crane", "n03126707 crane"]
     assert load_samples(data, "eval", samples.classes[::-1]).labels.tolist() == [2, 1, 0]
     paint(tmp_path / "train" / "tench" / "a.png")
-    with pytest.raises(UserError, match="tench is not a synset"):
+    with pytest.raises(UserError, match="found tench, expected a name such as n01440764"):
         load_samples(data, "train")
 
 
@@ -116,33 +116,33 @@ def table(tmp_path):
     return tmp_path
 
 
-def test_a_table_names_images_and_labels(table):
+def test_a_table_lists_images_and_labels(table):
     data = data_config(name="csv", root=str(table))
     train = load_samples(data, "train")
     assert (train.classes, train.labels.tolist()) == (["9", "10"], [1, 0, 1])
     assert train.images == [str(table / "images" / f"{i}.png") for i in range(3)]
     val = load_samples(data, "eval", train.classes)
-    assert (val.labels.tolist(), val.notes) == ([0], (f"{table}/val.csv: has no images of 10",))
+    assert (val.labels.tolist(), val.notes) == ([0], (f"{table}/val.csv: classes without images: 10",))
     assert splits_of(data) == ("train", "val")
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("file,label\na,b\n", "train.csv: has the columns file, label; it needs path and label"),
-        ("", "train.csv: has the columns none"),
+        ("file,label\na,b\n", r"train.csv: wrong columns \(found file, label, expected path and label\)"),
+        ("", r"train.csv: wrong columns \(found none"),
         ("path,label\n", "train.csv: has no images"),
         ("path,label\nimages/0.png,cat\nimages/1.png\n", "train.csv: line 3 has no label"),
         ("path,label\nimages/0.png,cat\nimages/9.png,dog\n", "images/9.png: No such file or directory"),
         (b"path,label\n\xff,cat\n", "train.csv: is not a table in UTF-8"),
     ],
 )
-def test_bad_table_is_named(table, content, said):
+def test_wrong_table_is_reported(table, content, said):
     (table / "train.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=said):
         load_samples(data_config(name="csv", root=str(table)), "train")
 
 
-def test_class_that_training_lacks_is_named_with_its_line(table):
-    with pytest.raises(UserError, match="val.csv: line 2: the class 9 is not among those trained: cat"):
+def test_class_missing_from_training_is_reported_with_its_line(table):
+    with pytest.raises(UserError, match=r"val.csv: line 2: unknown class \(found 9, expected one of cat\)"):
         load_samples(data_config(name="csv", root=str(table)), "eval", ["cat"])

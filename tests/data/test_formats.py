@@ -1,4 +1,4 @@
-"""Image files of every kind and with every defect, against Pillow; and that no damage reaches MindSpore's decoder."""
+"""Compare image files of every format with Pillow, and check that no damaged file reaches MindSpore's decoder."""
 
 import io
 import os
@@ -31,7 +31,7 @@ def rotated(image, form, orientation, **options):
 
 
 def sixteen_bits(array):
-    """A 16-bit RGB PNG, which Pillow does not write; big-endian samples (W3C PNG, section 7)."""
+    """Return a 16-bit RGB PNG, big-endian (W3C PNG, section 7); Pillow cannot write this format."""
 
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -70,21 +70,21 @@ KINDS = {
 
 
 def decoded(content):
-    """What MindSpore makes of it, uint8 (H, W, 3)."""
+    """Return the image that MindSpore decodes, uint8 (H, W, 3)."""
     from mindspore.dataset import vision
 
     return vision.Decode()(np.frombuffer(decodable(content), np.uint8))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_of_file_is_the_upright_picture_that_pillow_sees(kind):
+def test_each_kind_of_file_decodes_to_the_upright_image_that_pillow_decodes(kind):
     content = KINDS[kind]
     reference = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
     assert (decoded(content) == np.asarray(reference)).all()
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "progressive jpeg", "gray jpeg", "jpeg turned 1", "palette png", "rgba png"])
-def test_usual_files_go_to_the_decoder_as_they_are(kind):
+def test_common_files_reach_the_decoder_unchanged(kind):
     assert decodable(KINDS[kind]) is KINDS[kind]
 
 
@@ -103,17 +103,17 @@ def test_sixteen_bits_become_eight(turned):
     ("content", "said"),
     [
         (b"", "is empty"),
-        (b"this is no image", "is no image"),
+        (b"this is not an image", "is not an image"),
         (KINDS["jpeg"][: len(KINDS["jpeg"]) // 2], "is a damaged image: image file is truncated"),
         (KINDS["png"][:-30], "is a damaged image"),
         (KINDS["webp"][: len(KINDS["webp"]) // 2], "is a damaged image"),
         (KINDS["bmp"][:2000], "is a damaged image: image file is truncated"),
         (b"\xff\xd8\xff" + bytes(500), "is a damaged JPEG image"),
-        (encoded(PHOTO.quantize(64), "GIF"), "is a GIF image; supported are JPEG, PNG, BMP, WebP, TIFF"),
-        (encoded(PHOTO.convert("F"), "TIFF"), "has pixels of 32 bits"),
+        (encoded(PHOTO.quantize(64), "GIF"), "found GIF, expected JPEG, PNG, BMP, WebP, TIFF"),
+        (encoded(PHOTO.convert("F"), "TIFF"), "found 32 bits, expected 8 or 16"),
     ],
 )
-def test_defects_are_named(content, said, tmp_path):
+def test_defects_are_reported(content, said, tmp_path):
     with pytest.raises(ImageError, match=said):
         decodable(content)
     path = tmp_path / "photo.jpg"
@@ -127,7 +127,7 @@ def caught(content):
     return error.value
 
 
-def test_an_image_is_known_by_name_or_content(tmp_path):
+def test_images_are_recognised_by_extension_or_content(tmp_path):
     for name, content, expected in (
         ("photo", KINDS["png"], (True, None)),
         ("photo.txt", KINDS["webp"], (True, None)),
@@ -141,18 +141,18 @@ def test_an_image_is_known_by_name_or_content(tmp_path):
     assert examine(str(tmp_path / "absent.jpg")) == (True, f"{tmp_path}/absent.jpg: No such file or directory")
 
 
-def test_huffman_tables_that_are_none_are_refused():
-    table = bytes([0, 0, 2] + [0] * 14) + b"\x01\x02"  # DC 0: two codes of two bits
+def test_invalid_huffman_tables_are_rejected():
+    table = bytes([0, 0, 2] + [0] * 14) + b"\x01\x02"  # table DC 0 with two codes of two bits
     assert huffman_tables(table) == {("dc", 0)}
     assert huffman_tables(table + b"\x11" + table[1:]) == {("dc", 0), ("ac", 1)}
-    assert huffman_tables(table[:-1]) == set()  # a symbol is missing
-    assert huffman_tables(b"\x00\x03" + table[2:]) == set()  # three codes of one bit
-    assert huffman_tables(table[:-1] + b"\x10") == set()  # no DC difference has 16 bits
-    assert huffman_tables(b"\x04" + table[1:]) == set()  # there are tables 0 to 3
+    assert huffman_tables(table[:-1]) == set()  # A symbol is missing.
+    assert huffman_tables(b"\x00\x03" + table[2:]) == set()  # There are only two codes of one bit, not three.
+    assert huffman_tables(table[:-1] + b"\x10") == set()  # A DC difference has at most 15 bits.
+    assert huffman_tables(b"\x04" + table[1:]) == set()  # Tables have the numbers 0 to 3.
 
 
 def damages(content, generator, count):
-    """Yield damaged copies: cut, cut and closed, bits flipped anywhere or in the header, a run of zeros."""
+    """Yield damaged copies: truncated, truncated with the old end, flipped bits anywhere or in the header, zeros."""
     for number in range(count):
         damaged = bytearray(content)
         place = int(generator.integers(2, len(content)))
@@ -170,7 +170,7 @@ def damages(content, generator, count):
 
 
 def quiet_exit_code(work):
-    """Run `work` in a process of its own, whose output is dropped; return how it ended."""
+    """Run `work` in a new process without stderr; return the exit code of the process."""
     process = os.fork()
     if process == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -184,10 +184,10 @@ def quiet_exit_code(work):
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "progressive jpeg", "gray jpeg", "jpeg with restarts", "jpeg 4:4:4", "png"])
-def test_no_damage_ends_the_process(kind, tmp_path, monkeypatch):
-    """MindSpore's own decoder ends it on several of a hundred such JPEGs."""
+def test_damaged_files_do_not_crash_the_process(kind, tmp_path, monkeypatch):
+    """Without our checks, MindSpore's decoder ends the process on several of a hundred such JPEGs."""
     monkeypatch.chdir(tmp_path)
-    decoder_takes(KINDS["jpeg"])  # MindSpore's first use starts threads, which a fork does not take along
+    decoder_takes(KINDS["jpeg"])  # The first use of MindSpore starts threads; a fork would lose them.
 
     def decode_all():
         for damaged in damages(KINDS[kind], np.random.default_rng(1), 150):
@@ -200,11 +200,11 @@ def test_no_damage_ends_the_process(kind, tmp_path, monkeypatch):
     assert quiet_exit_code(decode_all) == 0
 
 
-def test_what_passes_the_check_pillow_can_decode():
-    sound = 0
+def test_pillow_can_decode_each_jpeg_that_passes_the_check():
+    passed = 0
     for kind in ("jpeg", "progressive jpeg", "jpeg with restarts"):
         for damaged in damages(KINDS[kind], np.random.default_rng(2), 200):
             if damaged[:3] == b"\xff\xd8\xff" and check_jpeg(damaged) is not None:
                 Image.open(io.BytesIO(damaged)).load()
-                sound += 1
-    assert sound > 200
+                passed += 1
+    assert passed > 200

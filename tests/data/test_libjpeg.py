@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.conftest import ROOT
 
-# Of every image: decoded whole, and a random crop, decoded, resized and mirrored or not.
+# Prints the hashes of the pixels of all images: first decoded completely, then as a random resized crop with flips.
 PIXELS = """
 import hashlib, sys
 import numpy as np
@@ -36,7 +36,7 @@ def in_fresh_process(program, *arguments, **variables):
 
 @pytest.fixture
 def kinds(photos, tmp_path):
-    """JPEGs of every kind of sampling, gray and progressive, of odd sizes."""
+    """JPEGs of odd sizes with each chroma subsampling, baseline and progressive, and a gray JPEG."""
     photo = Image.open(next((photos / "train").rglob("*.jpg"))).resize((131, 93))
     for name, options in {"420": {}, "444": {"subsampling": 0}, "422": {"subsampling": 1}}.items():
         photo.save(tmp_path / f"{name}.jpg", quality=90, **options)
@@ -53,18 +53,18 @@ def test_mindspore_decodes_with_pillows_library(tmp_path):
             for line in lines:
                 if "_c_dataengine" in line and "normal symbol `jpeg_" in line:
                     bound[line.split("`")[1].split("'")[0]] = line.split(" to ")[1].split()[0]
-        file.unlink()  # 70 MB
+        file.unlink()  # A file has 70 MB.
     for function in ("jpeg_CreateDecompress", "jpeg_read_scanlines", "jpeg_crop_scanline", "jpeg_skip_scanlines"):
         assert "libjpeg" in os.path.basename(bound[function])
 
 
-def test_the_pixels_are_those_of_mindspores_own_library(kinds):
-    own = in_fresh_process(PIXELS, *kinds)
-    assert len(own.split()) == 2
-    assert in_fresh_process("import src\n" + PIXELS, *kinds) == own
+def test_the_pixels_equal_the_pixels_of_mindspores_library(kinds):
+    expected = in_fresh_process(PIXELS, *kinds)
+    assert len(expected.split()) == 2
+    assert in_fresh_process("import src\n" + PIXELS, *kinds) == expected
 
 
-def test_the_pixels_are_pillows(kinds):
+def test_the_pixels_equal_the_pixels_of_pillow(kinds):
     for file in kinds:
         content = file.read_bytes()
         expected = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))

@@ -1,4 +1,4 @@
-"""A packed dataset is the dataset that was packed."""
+"""Check that a packed data set has the same images and labels as its source."""
 
 import json
 
@@ -15,7 +15,7 @@ from tools import make_mindrecord
 
 @pytest.fixture
 def pack(tmp_path, monkeypatch):
-    """Run the tool; return the folder that it made."""
+    """Return a function that runs the tool and returns the folder that it wrote."""
 
     def run(source, *arguments):
         out = tmp_path / "packed"
@@ -36,7 +36,7 @@ def batches_of(loader, epoch=0):
     return np.concatenate(images), np.concatenate(labels)
 
 
-def test_packed_photos_are_the_photos(photos, pack):
+def test_packed_photos_equal_the_source(photos, pack):
     folder = photos / "train" / "china"
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -47,23 +47,23 @@ def test_packed_photos_are_the_photos(photos, pack):
     assert names == [*(f"train-{i:03d}.mindrecord" for i in range(3)), "val-000.mindrecord"]
     assert splits_of(config_of(out).data) == ("train", "val")
     for split in ("train", "eval"):
-        classes = ["flower", "china"]  # a checkpoint's order may be another one
+        classes = ["flower", "china"]  # A checkpoint may have another order of classes.
         expected = eval_loader(
             config_of(photos, "image_folder"), load_samples(config_of(photos, "image_folder").data, split, classes)
         )
         actual = eval_loader(config_of(out), load_samples(config_of(out).data, split, classes))
-        for one, other in zip(batches_of(expected), batches_of(actual)):
-            assert (one == other).all()
+        for left, right in zip(batches_of(expected), batches_of(actual)):
+            assert (left == right).all()
     samples = load_samples(config_of(out).data, "train")
     assert samples.classes == ["china", "flower"]
-    # Training shows whole batches of different images; what is left over waits.
+    # Training yields complete batches of different images; the incomplete last batch is dropped.
     _, labels = batches_of(train_loader(config_of(out), samples), 1)
     assert len(labels) == 25
     taken = eval_loader(config_of(out), samples.take([25, 3]))
     assert (batches_of(taken)[0][1] == batches_of(eval_loader(config_of(out), samples))[0][3]).all()
 
 
-def test_packed_arrays_are_read_back_whole(pack):
+def test_packed_arrays_equal_the_source(pack):
     digits = make_config({"data": {"name": "digits"}}).data
     out = pack("digits", "--shards", "4")
     for split in ("train", "test"):
@@ -73,7 +73,7 @@ def test_packed_arrays_are_read_back_whole(pack):
         assert expected.classes == actual.classes
 
 
-def test_large_images_are_made_small_and_others_left(photos, pack):
+def test_only_large_images_are_resized(photos, pack):
     small = photos / "val" / "china" / "0.jpg"
     Image.open(small).resize((70, 50)).save(small)
     out = pack(photos, "--short-side", "60")
@@ -85,7 +85,7 @@ def test_large_images_are_made_small_and_others_left(photos, pack):
     assert Image.open(out / "one.jpg").size == (60, 60)
 
 
-def test_bad_photo_stops_the_packing_or_is_left_out(photos, pack, tmp_path, capsys):
+def test_bad_photo_is_an_error_or_is_left_out(photos, pack, tmp_path, capsys):
     bad = photos / "train" / "china" / "5.jpg"
     bad.write_bytes(bad.read_bytes()[:300])
     with pytest.raises(UserError, match=f"{bad}: is a damaged"):
@@ -96,7 +96,7 @@ def test_bad_photo_stops_the_packing_or_is_left_out(photos, pack, tmp_path, caps
     assert len(load_samples(config_of(out).data, "train")) == 23
 
 
-def test_damaged_packed_sets_are_named(photos, pack):
+def test_damaged_packed_data_set_is_reported(photos, pack):
     out = pack(photos, "--shards", "1")
     data, description = config_of(out).data, out / "dataset.json"
     file = out / "val-000.mindrecord"
@@ -108,10 +108,10 @@ def test_damaged_packed_sets_are_named(photos, pack):
     with pytest.raises(UserError, match="the data pipeline failed"):
         list(eval_loader(config_of(out), load_samples(data, "eval")).epoch())
     description.write_text(json.dumps({**json.loads(description.read_text()), "format": 9}))
-    with pytest.raises(UserError, match="dataset.json: is not of format 1"):
+    with pytest.raises(UserError, match=r"dataset.json: unsupported format \(found 9, expected 1\)"):
         load_samples(data, "train")
     description.write_text("{")
-    with pytest.raises(UserError, match="dataset.json: is cut short or damaged"):
+    with pytest.raises(UserError, match="dataset.json: is truncated or damaged"):
         load_samples(data, "train")
     description.unlink()
     with pytest.raises(UserError, match="dataset.json: no such file; tools/make_mindrecord.py writes it"):

@@ -1,4 +1,4 @@
-"""Augmentations against what they are defined to do."""
+"""Compare augmentations with their definitions."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def images_of(count=40, side=12, channels=3):
     return generator().integers(1, 256, (count, side, side, channels), dtype=np.uint8)
 
 
-def test_pad_and_crop_cuts_each_window_of_the_padded_image():
+def test_pad_and_crop_returns_each_window_of_the_padded_image():
     image = images_of(1, 6)[0]
     padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
     windows = {padded[top : top + 6, left : left + 6].tobytes() for top in range(5) for left in range(5)}
@@ -39,15 +39,15 @@ def test_pad_and_crop_cuts_each_window_of_the_padded_image():
     assert seen == windows
 
 
-@pytest.mark.parametrize(("axis", "turn"), [(1, ImageOps.flip), (2, ImageOps.mirror)])
-def test_flip_turns_the_share_that_it_should(axis, turn):
+@pytest.mark.parametrize(("axis", "pillow_flip"), [(1, ImageOps.flip), (2, ImageOps.mirror)])
+def test_flip_has_the_given_probability(axis, pillow_flip):
     images = images_of(400)
     flipped = flip(images, generator(), probability=0.25, axis=axis)
-    turned = np.stack([np.asarray(turn(Image.fromarray(image))) for image in images])
-    is_turned = (flipped == turned).all((1, 2, 3))
-    assert (is_turned | (flipped == images).all((1, 2, 3))).all()
-    assert 65 <= is_turned.sum() <= 135  # binomial: 100, four standard deviations
-    assert (flip(images, generator(), 1.0, axis) == turned).all()
+    expected = np.stack([np.asarray(pillow_flip(Image.fromarray(image))) for image in images])
+    is_flipped = (flipped == expected).all((1, 2, 3))
+    assert (is_flipped | (flipped == images).all((1, 2, 3))).all()
+    assert 65 <= is_flipped.sum() <= 135  # binomial with mean 100; the limits are four standard deviations
+    assert (flip(images, generator(), 1.0, axis) == expected).all()
 
 
 def test_erasing_fills_one_rectangle_of_the_right_size_with_the_colour():
@@ -63,7 +63,7 @@ def test_erasing_fills_one_rectangle_of_the_right_size_with_the_colour():
         assert (image[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] == (124, 116, 104)).all()
         areas.append(tall * wide / 2000)
         ratios.append(tall / wide)
-    # The paper's ranges, with the rounding of sides to whole pixels.
+    # The limits are the paper's ranges and the rounding of sides to whole pixels.
     assert 0.01 < min(areas) < 0.04 < 0.28 < max(areas) < 0.36
     assert 0.2 < min(ratios) < 0.5 < 2 < max(ratios) < 4
     assert (erase(images[..., :1], generator(), 1.0, (124, 116, 104)).max((1, 2, 3)) == 124).all()
@@ -85,13 +85,15 @@ def test_randaugments_operations_do_what_the_paper_says():
     assert (results[10] == np.where(image >= 128, 255 - image, image)).all()
     assert (results[11] == np.asarray(ImageOps.autocontrast(Image.fromarray(image)))).all()
     dark = [operation for [(operation, _)] in operations[:13]][12](image // 4)
-    assert (np.histogram(dark, 4, (0, 256))[0] / dark.size).min() > 0.2  # from the lowest quarter to all four alike
+    assert (
+        np.histogram(dark, 4, (0, 256))[0] / dark.size
+    ).min() > 0.2  # Equalize spreads the lowest quarter over all four.
     assert [probability for _, probability in last] == [0.0]
 
 
 @pytest.mark.parametrize("choose", [lambda fill: randaugment(30, fill), trivialaugment])
-def test_no_choice_leaves_a_blank_image(choose):
-    """Those of MindSpore's RandAugment and TrivialAugmentWide that translate do."""
+def test_no_choice_returns_a_blank_image(choose):
+    """The translations of MindSpore's RandAugment and TrivialAugmentWide return blank images."""
     image = np.asarray(Image.linear_gradient("L").convert("RGB").rotate(45).resize((64, 64)))
     for [(operation, probability)] in choose((9, 9, 9)):
         if probability:
@@ -101,7 +103,7 @@ def test_no_choice_leaves_a_blank_image(choose):
 
 
 def marked_images(count):
-    """Images with one bright pixel, whose place tells what was done; and the place as (row, column)."""
+    """Return images with one bright pixel at (4, 4); its new position shows which operations were applied."""
     images = np.zeros((count, 16, 16, 3), np.uint8)
     images[:, 4, 4] = 255
     return Samples(images, np.zeros(count, np.int32), ["a", "b"])
@@ -113,16 +115,16 @@ def places(view, samples, workers):
 
 
 def assert_independent(pairs):
-    """Of two decisions each combination is as frequent as their own frequencies say (Pearson's test, p > 1e-4)."""
-    firsts, seconds = (set(own) for own in zip(*pairs))
-    table = [[pairs.count((first, second)) for second in seconds] for first in firsts]
+    """Assert that the two decisions in `pairs` are independent (Pearson's chi-squared test, p > 1e-4)."""
+    left_values, right_values = (set(values) for values in zip(*pairs))
+    table = [[pairs.count((left, right)) for right in right_values] for left in left_values]
     assert min(map(min, table)) > 0
     assert stats.chi2_contingency(table).pvalue > 1e-4
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_flips_are_independent_of_each_other_and_of_the_crop(workers):
-    """MindSpore's RandomHorizontalFlip and RandomVerticalFlip always decide alike, and its RandomCrop with them."""
+    """MindSpore's RandomHorizontalFlip, RandomVerticalFlip and RandomCrop always make the same decision."""
     settings = {"data": {"image_size": 16, "crop_fraction": 1.0}, "augment": {"flip": 0.5, "vertical_flip": 0.5}}
     settings["augment"].update(crop="resized", scale=[1.0, 1.0], ratio=[1.0, 1.0])
     config = make_config(settings)
@@ -130,7 +132,7 @@ def test_flips_are_independent_of_each_other_and_of_the_crop(workers):
     assert_independent([(row == 4, column == 4) for row, column in found])
     config = make_config({**settings, "augment": {"crop": "pad", "padding": 1, "flip": 0.5, "color_jitter": 1e-9}})
     found = places(train_view(config.data, config.augment, False), marked_images(600), workers)
-    # Moved by at most one pixel, then mirrored or not.
+    # The crop moves the pixel by at most one, so that its half of the image shows the flip.
     assert_independent([(row, column > 7) for row, column in found])
 
 
@@ -145,7 +147,7 @@ def test_randaugments_operations_are_independent(workers):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("auto", ["randaugment", "trivialaugment", "autoaugment"])
-def test_policies_change_most_images_and_repeat_themselves(auto, channels):
+def test_policies_change_most_images_and_are_reproducible(auto, channels):
     config = make_config(
         {
             "data": {"image_size": 32, "channels": channels, "crop_fraction": 1.0},
@@ -162,7 +164,7 @@ def test_policies_change_most_images_and_repeat_themselves(auto, channels):
     assert (abs(first.astype(int) - smooth).max((1, 2, 3)) > 1).sum() > 25
 
 
-def test_colour_jitter_stays_within_its_strength():
+def test_color_jitter_stays_within_its_range():
     config = make_config(
         {
             "data": {"image_size": 16, "crop_fraction": 1.0},
@@ -173,7 +175,7 @@ def test_colour_jitter_stays_within_its_strength():
     samples = Samples(gray, np.zeros(100, np.int32), ["a", "b"])
     view = train_view(config.data, config.augment, False)
     ((images, _),) = Loader(samples, view, 100, workers=1, seed=0).epoch()
-    # Of a flat gray image only brightness changes: contrast and saturation have nothing to work on.
+    # Only brightness changes an image of one gray value. Contrast and saturation do not.
     assert (images == images[:, :1, :1, :1]).all()
     levels = images[:, 0, 0, 0]
     assert 69 <= levels.min() < 80
@@ -183,20 +185,23 @@ def test_colour_jitter_stays_within_its_strength():
 @pytest.mark.parametrize(
     ("augment", "said"),
     [
-        ({"num_ops": 3}, "augment.num_ops: 3 is used with augment.auto=randaugment only, not none"),
-        ({"auto": "trivialaugment", "magnitude": 3}, "augment.magnitude: 3 is used with augment.auto=randaugment only"),
+        ({"num_ops": 3}, "augment.num_ops: is used with auto=randaugment only (found auto=none)"),
+        (
+            {"auto": "trivialaugment", "magnitude": 3},
+            "augment.magnitude: is used with auto=randaugment only (found auto=trivialaugment)",
+        ),
         ({"auto": "randaugment", "magnitude": 31}, "augment.magnitude: 31"),
         ({"auto": "randagument"}, "did you mean randaugment?"),
         ({"repeats": 0}, "augment.repeats: 0"),
         ({"erasing": 1.5}, "augment.erasing: 1.5"),
     ],
 )
-def test_settings_that_do_nothing_are_refused(augment, said):
+def test_unused_and_invalid_settings_are_errors(augment, said):
     with pytest.raises(UserError) as caught:
         make_config({"augment": augment})
     assert said in str(caught.value)
 
 
-def test_randaugments_settings_are_resolved():
+def test_randaugment_settings_get_their_defaults():
     augment = make_config({"augment": {"auto": "randaugment", "magnitude": 5}}).augment
     assert (augment.num_ops, augment.magnitude) == (2, 5)

@@ -1,4 +1,4 @@
-"""Exports of the quickstart's network, each on its own runtime, beside what the checkpoint itself puts out."""
+"""Export the quickstart's network, and compare each file in its runtime with the outputs of the checkpoint."""
 
 import contextlib
 import dataclasses
@@ -43,15 +43,15 @@ class Case:
     checkpoint: object
     classifier: object
     samples: object
-    images: np.ndarray  # of the samples, as the network takes them
-    logits: np.ndarray  # the checkpoint's
+    images: np.ndarray  # uint8 (20, 16, 16, 1), the input of the network
+    logits: np.ndarray  # the checkpoint's outputs for these images
 
     def loader(self, batch=1):
         return eval_loader(self.checkpoint.config, self.samples, batch_size=batch)
 
     def export(self, output, **options):
         options = Options(format=output.suffix[1:], **options)
-        calibration = None
+        calibration = ()
         if options.precision == "int8":
             calibration = full_batches(self.loader(options.batch), self.classifier, options.input)
         loader = self.loader(options.batch)
@@ -59,7 +59,7 @@ class Case:
         return export(opened, loader, output, options, calibration)
 
     def batches(self, batch=1):
-        """Yield (images, the checkpoint's logits), but for a smaller last batch."""
+        """Yield (images, the checkpoint's logits); a smaller last batch is left out."""
         for i in range(0, len(self.images) - batch + 1, batch):
             yield self.images[i : i + batch], self.logits[i : i + batch]
 
@@ -69,7 +69,7 @@ def case(quickstart):
     _, folder, _ = quickstart
     source = folder / "best.ckpt"
     checkpoint = load_checkpoint(source)
-    # Op by op: nothing is compiled for so few images.
+    # PyNative mode, because compiling takes longer than running 20 images.
     config = adapt_config(checkpoint.config, ["runtime.mode=pynative"])
     samples = load_samples(config.data, "test", checkpoint.classes).take(np.arange(0, 360, 18))
     classifier = restore(checkpoint)
@@ -80,7 +80,7 @@ def case(quickstart):
 
 @pytest.fixture(scope="module")
 def exported(case, tmp_path_factory):
-    """The default export of each format: {ending: path}."""
+    """Export to each format with default options: {extension: path}."""
     folder = tmp_path_factory.mktemp("exported")
     paths = {kind: folder / f"net.{kind}" for kind in ("mindir", "onnx", "ms") if kind != "ms" or LITE}
     for path in paths.values():
@@ -100,7 +100,7 @@ def test_mindir_gives_the_checkpoints_probabilities_in_mindspore(case, exported)
         out = network(ms.Tensor(images)).asnumpy()
         np.testing.assert_allclose(out, softmax(logits), atol=1e-5)
         seen.append(out.argmax())
-    assert len(set(seen)) > 5  # outputs that differ: blindness to the input would show
+    assert len(set(seen)) > 5  # a file that ignores its input would always output one class
 
 
 def test_onnx_takes_batches_of_tensors_and_gives_logits(case, tmp_path):
@@ -115,7 +115,7 @@ def test_onnx_takes_batches_of_tensors_and_gives_logits(case, tmp_path):
 
 
 @needs_lite
-def test_lite_runs_both_its_formats_as_the_checkpoint_does(case, exported):
+def test_lite_gives_the_checkpoints_probabilities_for_ms_and_mindir(case, exported):
     images, logits = next(case.batches())
     for path in (exported["ms"], exported["mindir"]):
         with Lite(LITE) as lite:
@@ -127,7 +127,7 @@ def test_lite_runs_both_its_formats_as_the_checkpoint_does(case, exported):
     assert checked == ["MindSpore", "MindSpore Lite"]
 
 
-def test_descriptions_are_true(case, exported):
+def test_descriptions_match_the_files(case, exported):
     data = case.checkpoint.config.data
     for kind, path in exported.items():
         described = json.loads(Path(f"{path}.json").read_text())
@@ -144,12 +144,13 @@ def test_descriptions_are_true(case, exported):
             assert check["max_difference"] <= 1e-4
 
 
-def test_the_schema_in_the_docs_is_the_one_that_is_checked():
-    assert json.loads((ROOT / "docs" / "artefact.schema.json").read_text()) == Description.model_json_schema()
+def test_schema_in_docs_matches_the_code():
+    assert json.loads((ROOT / "docs" / "export.schema.json").read_text()) == Description.model_json_schema()
 
 
-def test_artefacts_evaluate_as_the_checkpoint(case, exported, monkeypatch):
-    monkeypatch.setattr("src.weights.checkpoint.use_device", lambda runtime: None)  # which only a fresh process can
+def test_exported_files_evaluate_as_the_checkpoint(case, exported, monkeypatch):
+    # Only a new process can set the device.
+    monkeypatch.setattr("src.weights.checkpoint.use_device", lambda runtime: None)
     results = []
     for path in (case.source, *exported.values()):
         overrides = ["runtime.mode=pynative", "runtime.kernels=stock"] if path == case.source else []
@@ -168,12 +169,18 @@ def test_int8_is_smaller_and_loses_little(case, exported, tmp_path):
     assert path.stat().st_size < 0.45 * exported["onnx"].stat().st_size
     types = {entry.type for entry in onnxruntime.InferenceSession(str(path)).get_inputs()}
     assert types == {"tensor(uint8)"}
-    lost = description.verification.checkpoint_top1 - description.verification.runtimes[0].top1
-    assert lost <= 0.1
+    drop = description.verification.checkpoint_top1 - description.verification.runtimes[0].top1
+    assert drop <= 0.1
 
 
-def test_precision_that_loses_too_much_is_refused(case, tmp_path):
-    with pytest.raises(UserError, match=r"float16 loses .+ points of top-1, allowed are -100 .+no file was written"):
+def test_imported_weights_without_metrics_are_exported(case, tmp_path):
+    imported = dataclasses.replace(case, checkpoint=dataclasses.replace(case.checkpoint, best=None))
+    assert imported.export(tmp_path / "net.onnx").checkpoint.top1 is None
+
+
+def test_precision_that_loses_too_much_top1_is_an_error(case, tmp_path):
+    message = r"float16 loses too much top-1 \(found .+ points, expected at most -100\); no file was written"
+    with pytest.raises(UserError, match=message):
         case.export(tmp_path / "net.onnx", precision="float16", max_drop=-100.0)
     assert list(tmp_path.iterdir()) == []
 
@@ -181,14 +188,14 @@ def test_precision_that_loses_too_much_is_refused(case, tmp_path):
 @pytest.mark.parametrize(
     ("found", "options", "part"),
     [
-        ({"max_difference": 2e-4}, {}, "file and checkpoint differ by 0.0002, allowed is 0.0001"),
-        ({"agreement": 0.997}, {}, "0.30% have another top-1 class than with the checkpoint, allowed are 0.1%"),
-        ({"top1": 0.88}, {"precision": "int8"}, "int8 loses 2.00 points of top-1, allowed are 1 "),
+        ({"max_difference": 2e-4}, {}, "differ too much from the checkpoint's (found 0.0002, expected at most 0.0001)"),
+        ({"agreement": 0.997}, {}, "another top-1 class than with the checkpoint (found 0.30%, expected at most 0.1%)"),
+        ({"top1": 0.88}, {"precision": "int8"}, "int8 loses too much top-1 (found 2.00 points, expected at most 1)"),
         ({"max_difference": 1e-4, "agreement": 0.999}, {}, None),
         ({"top1": 0.895, "max_difference": 3.0, "agreement": 0.9}, {"precision": "int8"}, None),
     ],
 )
-def test_what_is_too_far_from_the_checkpoint(found, options, part):
+def test_limits_of_the_difference_from_the_checkpoint(found, options, part):
     check = {"runtime": "ONNX Runtime", "version": "1", "max_difference": 0.0, "agreement": 1.0, "top1": 0.9, **found}
     check = RuntimeCheck(**check)
     verification = Verification(images=1000, checkpoint_top1=0.9, runtimes=[check])
@@ -196,31 +203,31 @@ def test_what_is_too_far_from_the_checkpoint(found, options, part):
     if part is None:
         check_limits(check, verification, options, 1e-4)
         return
-    with pytest.raises(UserError, match="failed on ONNX Runtime 1, 1000 images: .+no file was written") as said:
+    with pytest.raises(UserError, match="failed on ONNX Runtime 1 with 1000 images: .+no file was written") as error:
         check_limits(check, verification, options, 1e-4)
-    assert part in str(said.value)
+    assert part in str(error.value)
 
 
 @pytest.mark.parametrize(("largest", "added", "refused"), [(0.5, 2e-4, True), (90.0, 2e-4, False), (90.0, 2e-3, True)])
 def test_the_allowed_difference_grows_with_logits_above_ten(case, monkeypatch, largest, added, refused):
-    """A runtime whose logits are off by `added`, and a checkpoint whose largest logit is `largest`."""
+    """The runtime's logits differ by `added` from the checkpoint's, whose largest logit is `largest`."""
     logits = np.float32([[largest, -largest / 2, 0.0]])
     monkeypatch.setattr("src.deploy.verify.predict", lambda step, loader: [(np.zeros((1, 1)), np.zeros(1), logits)])
     found = logits + np.float32([[0.0, added, 0.0]])
-    off = SimpleNamespace(name="ONNX Runtime", version="1", run=lambda x: found, close=lambda: None)
-    monkeypatch.setattr("src.deploy.verify.runtimes", lambda path, options: [off])
+    runtime = SimpleNamespace(name="ONNX Runtime", version="1", run=lambda x: found, close=lambda: None)
+    monkeypatch.setattr("src.deploy.verify.runtimes", lambda path, options: [runtime])
     options = Options(format="onnx", logits=True)
-    with pytest.raises(UserError, match="file and checkpoint differ by") if refused else contextlib.nullcontext():
+    with pytest.raises(UserError, match="the outputs differ too much") if refused else contextlib.nullcontext():
         verify(case.checkpoint.config.runtime, case.classifier, None, None, options)
 
 
-def test_mindspores_own_version_is_left_as_it_is(case, tmp_path):
+def test_mindir_version_3_runs_in_mindspore_only(case, tmp_path):
     description = case.export(tmp_path / "net.mindir", mindir_version=3)
     assert description.mindir_version == 3
     assert [check.runtime for check in description.verification.runtimes] == ["MindSpore"]
 
 
-def test_bad_artefacts_are_one_line(exported, mistake, tmp_path):
+def test_bad_exported_files_are_one_line_errors(exported, mistake, tmp_path):
     good = exported["onnx"]
 
     def copy(name, path=good, sidecar=None):
@@ -230,35 +237,38 @@ def test_bad_artefacts_are_one_line(exported, mistake, tmp_path):
         Path(f"{target}.json").write_text(content)
         return target
 
-    def said(path, *arguments):
+    def error_of(path, *arguments):
         return mistake("eval.py", "--checkpoint", path, *arguments, cwd=tmp_path)
 
     damaged = copy("damaged.onnx")
     damaged.write_bytes(damaged.read_bytes()[:-100])
-    assert f"{damaged}: is damaged, or another file than damaged.onnx.json describes" in said(damaged)
+    message = error_of(damaged)
+    assert f"{damaged}: checksum mismatch (found " in message
+    assert "the file is damaged, or damaged.onnx.json describes another file" in message
     alone = tmp_path / "alone.onnx"
     shutil.copy(good, alone)
-    assert f"{alone}: was not written by export.py, or its description alone.onnx.json is not" in said(alone)
-    assert "of.json.onnx.json: is damaged: not JSON" in said(copy("of.json.onnx", sidecar="{"))
-    assert "short.onnx.json: format: Field required" in said(copy("short.onnx", sidecar='{"version": 1}'))
-    assert "describes a file of format onnx, not other.mindir" in said(copy("other.mindir"))
-    assert "nowhere.onnx: no such file" in said(tmp_path / "nowhere.onnx")
-    assert "data.image_size=24: cannot be changed for a trained network" in said(good, "data.image_size=24")
-    assert "runtime.mode=pynative: cannot be changed" in said(good, "runtime.mode=pynative")
+    assert f"{alone}: its description alone.onnx.json is missing" in error_of(alone)
+    assert "of.json.onnx.json: is damaged (not JSON)" in error_of(copy("of.json.onnx", sidecar="{"))
+    assert "short.onnx.json: format: Field required" in error_of(copy("short.onnx", sidecar='{"version": 1}'))
+    message = error_of(copy("other.mindir"))
+    assert "describes another file than other.mindir (found format onnx, expected mindir)" in message
+    assert "nowhere.onnx: no such file" in error_of(tmp_path / "nowhere.onnx")
+    assert "data.image_size=24: cannot be changed for a trained network" in error_of(good, "data.image_size=24")
+    assert "runtime.mode=pynative: cannot be changed" in error_of(good, "runtime.mode=pynative")
 
 
-def test_without_lite_its_format_is_one_line(monkeypatch):
+def test_missing_lite_is_a_one_line_error(monkeypatch):
     monkeypatch.setattr("src.deploy.runtimes.lite.has_lite", lambda python: False)
-    with pytest.raises(UserError, match=r"MindSpore Lite was not found: tools/setup_lite.sh"):
+    with pytest.raises(UserError, match=r"MindSpore Lite was not found; run tools/setup_lite.sh"):
         check_target(Options(format="ms"))
     check_target(Options(format="mindir"))
-    with pytest.raises(UserError, match="--lite-python nowhere: is no Python that has mindspore_lite"):
+    with pytest.raises(UserError, match="--lite-python nowhere: is not a Python that has mindspore_lite"):
         check_target(Options(format="mindir", lite_python="nowhere"))
 
 
 @pytest.fixture
 def digit(tmp_path, digit_images):
-    """A digit at the network's size, as PGM, which no example needs to resize."""
+    """Write a digit as PGM at the network's size, so that the examples need not resize it."""
     path = tmp_path / "digit.pgm"
     Image.fromarray(digit_images[0][4]).resize((16, 16), Image.BILINEAR).save(path)
     return path
@@ -291,7 +301,7 @@ def test_cpp_example(case, exported, digit, tmp_path):
     assert table(done.stdout) == expected_table(case, digit)
     wrong = subprocess.run([program, exported["ms"], __file__], capture_output=True, text=True)
     assert wrong.returncode == 2
-    assert "is no binary PPM or PGM image" in wrong.stderr
+    assert "is not a binary PPM or PGM image" in wrong.stderr
 
 
 @needs_lite

@@ -11,7 +11,7 @@ from src.evaluation.evaluate import evaluate, make_eval_step, softmax
 
 
 class PixelsAsLogits(nn.Cell):
-    """A stand-in for a classifier: the image's pixels are its logits."""
+    """A network in place of a classifier: its logits are the pixels of the image."""
 
     def construct(self, images):
         return images.reshape((images.shape[0], -1)).astype(ms.float32) / 50
@@ -20,7 +20,7 @@ class PixelsAsLogits(nn.Cell):
 @pytest.mark.parametrize(("classes", "batch_size"), [(9, 7), (9, 40), (4, 8)])
 def test_metrics_agree_with_scikit_learn(classes, batch_size):
     generator = np.random.default_rng(0)
-    # All different within an image: scikit-learn breaks ties otherwise than argmax.
+    # The pixels of an image are all different, because scikit-learn breaks ties in another way than argmax.
     pixels = np.stack([generator.choice(256, classes, replace=False) for _ in range(40)]).astype(np.uint8)
     labels = np.concatenate([np.arange(classes), generator.integers(0, classes, 40 - classes)]).astype(np.int32)
     names = [str(i) for i in range(classes)]
@@ -37,12 +37,12 @@ def test_metrics_agree_with_scikit_learn(classes, batch_size):
     expected_top5 = 1.0 if classes <= 5 else metrics.top_k_accuracy_score(labels, logits, k=5, labels=range(classes))
     assert result.top5 == expected_top5
     assert (result.confusion == metrics.confusion_matrix(labels, predicted, labels=range(classes))).all()
-    precision, recall, _, shown = metrics.precision_recall_fscore_support(
+    precision, recall, _, images = metrics.precision_recall_fscore_support(
         labels, predicted, labels=range(classes), zero_division=np.nan
     )
     for i, row in enumerate(result.per_class(names)):
         assert row["class"] == names[i]
-        assert row["images"] == shown[i]
+        assert row["images"] == images[i]
         assert row["recall"] == pytest.approx(recall[i])
         if row["precision"] is None:
             assert np.isnan(precision[i])

@@ -1,10 +1,10 @@
-"""What the kernels compute, in float64 NumPy, straight from the definitions."""
+"""The kernels' functions in float64 NumPy, written from their definitions."""
 
 import numpy as np
 
 
 def convolution(x, weight, dy, stride, padding, groups):
-    """Return ([y], [dx, dweight]) of a convolution: a sum over the kernel's taps."""
+    """Return ([y], [dx, dweight]) of a convolution, computed as a sum over the kernel's taps."""
     x, weight, dy = (array.astype(np.float64) for array in (x, weight, dy))
     channels, height, width = x.shape[1:]
     kernel = weight.shape[2]
@@ -25,7 +25,7 @@ def convolution(x, weight, dy, stride, padding, groups):
 
 
 def batch_norm(x, gamma, beta, dy, act, epsilon):
-    """Return y, dx, dgamma, dbeta, mean and unbiased variance of BatchNorm with an activation."""
+    """Return y, dx, dgamma, dbeta, mean and unbiased variance of BatchNorm with activation."""
     x, gamma, beta, dy = (array.astype(np.float64) for array in (x, gamma, beta, dy))
     mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3))
     count = x.size // x.shape[1]
@@ -47,7 +47,7 @@ def batch_norm(x, gamma, beta, dy, act, epsilon):
 
 
 def max_pool(x, dy):
-    """Return y and dx of 3x3 max pooling at stride 2, padded by 1; the first largest element takes the gradient."""
+    """Return y and dx of 3x3 max pooling at stride 2, padded by 1; the first maximum gets the gradient."""
     y, dx = np.empty(dy.shape), np.zeros(x.shape)
     for n, c, i, j in np.ndindex(dy.shape):
         window = [

@@ -1,5 +1,5 @@
-// Calls every kernel on odd shapes, with heap buffers of exactly the size of each tensor: built with the address and
-// undefined-behaviour sanitizers, it ends with an error at the first access outside of one.
+// Calls every kernel on odd shapes. The heap buffers have exactly the size of their tensors. Compiled with the address
+// and undefined-behaviour sanitizers, the program ends with an error at the first access outside a buffer.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -51,7 +51,7 @@ void call(Kernel *kernel, std::vector<Tensor> tensors) {
   }
 }
 
-// `list` is a braced list of tensors, which std::vector cannot take as they cannot be copied.
+// Tensors cannot be copied, so a braced list cannot initialise the vector.
 template <class... T>
 void run(Kernel *kernel, T... list) {
   std::vector<Tensor> tensors;

@@ -1,4 +1,4 @@
-"""Building the kernels: once, safely, and with a clear word where it cannot be."""
+"""Compiling the kernels: only once, safely in several processes, and with a clear message if it fails."""
 
 import os
 import re
@@ -11,7 +11,8 @@ import pytest
 
 from src.config.load import make_config
 from src.errors import UserError
-from src.kernels import build, use_kernels
+from src.kernels import build
+from src.kernels.convert import use_kernels
 from src.models import create_model
 from tests.conftest import ROOT
 
@@ -27,7 +28,7 @@ def classifier_and_runtime(kernels):
     return create_model(config.model, config.data, 10), config.runtime
 
 
-def test_library_is_built_once(cache, capfd):
+def test_library_is_compiled_once(cache, capfd):
     library = build.build()
     assert re.fullmatch(r"compiling the native kernels .+\ncompiled in \d+ s: .+\n", capfd.readouterr().out)
     written = library.stat().st_mtime_ns
@@ -36,7 +37,7 @@ def test_library_is_built_once(cache, capfd):
     assert list(cache.iterdir()) == [library]
 
 
-def test_another_source_compiler_or_cpu_is_another_library(cache, monkeypatch, tmp_path):
+def test_each_source_compiler_and_cpu_has_its_own_library(cache, monkeypatch, tmp_path):
     monkeypatch.setattr(build, "compile_library", lambda command, library: None)
     names = {build.build()}
     changed = tmp_path / "kernels.cpp"
@@ -56,7 +57,7 @@ def test_another_source_compiler_or_cpu_is_another_library(cache, monkeypatch, t
     assert len(names) == 5
 
 
-def test_processes_that_start_together_build_one_library(cache):
+def test_processes_that_start_together_compile_one_library(cache):
     command = [sys.executable, "-c", "import src; from src.kernels import build; build.load(build.build(), 2)"]
     both = [subprocess.Popen(command, cwd=ROOT, env=os.environ, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
@@ -65,19 +66,22 @@ def test_processes_that_start_together_build_one_library(cache):
 
 @pytest.mark.parametrize(
     ("compiler", "part"),
-    [("no-such-compiler", "there is no C++ compiler no-such-compiler: install g++"), ("false", "false failed on them")],
+    [
+        ("no-such-compiler", "no C++ compiler is installed as CXX=no-such-compiler; install g++"),
+        ("false", "false failed to compile them"),
+    ],
 )
-def test_without_a_compiler_stock_operators_do_the_work(cache, monkeypatch, capsys, compiler, part):
+def test_without_a_compiler_stock_operators_are_used(cache, monkeypatch, capsys, compiler, part):
     monkeypatch.setenv("CXX", compiler)
     classifier, runtime = classifier_and_runtime("auto")
     before = [type(cell) for _, cell in classifier.cells_and_names()]
     use_kernels(classifier, runtime)
     assert [type(cell) for _, cell in classifier.cells_and_names()] == before
-    said = capsys.readouterr().out.splitlines()[-1]
-    assert said.startswith("without the native kernels, two to three times slower: ")
-    assert part in said
+    message = capsys.readouterr().out.splitlines()[-1]
+    assert message.startswith("native kernels are not available, so this run is two to three times slower: ")
+    assert part in message
     classifier, runtime = classifier_and_runtime("native")
-    with pytest.raises(UserError, match=f"runtime.kernels: native kernels are not available: .*{part.split()[0]}"):
+    with pytest.raises(UserError, match=f"runtime.kernels: native kernels are not available: {re.escape(part)}"):
         use_kernels(classifier, runtime)
     assert not list(cache.glob("*.so"))
 
@@ -114,7 +118,7 @@ def test_sanitizers_find_nothing(tmp_path):
     program = tmp_path / "sanitize"
     command = [*build.find_compiler(), *flags, *sources, f"-Wl,-rpath,{onednn.parent}", "-o", str(program)]
     subprocess.run(command, check=True)
-    # The pool's threads are left to the end of the process on purpose.
+    # The thread pool deliberately stays until the process ends, so leaks are not checked.
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
     done = subprocess.run([str(program)], capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "clean\n", "")

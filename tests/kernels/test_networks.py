@@ -1,4 +1,4 @@
-"""Whole networks with native kernels against the same with MindSpore's operators."""
+"""Whole networks with native kernels against the same networks with stock operators."""
 
 import mindspore as ms
 import numpy as np
@@ -26,12 +26,12 @@ CASES = [
 def build(name, settings, kernels):
     """Return a classifier with random weights and statistics.
 
-    Norms put out positive values: no activation stands near a kink, where rounding alone would change a gradient.
+    BatchNorm outputs positive values, so no activation is near its kink. There, rounding alone would change a gradient.
     """
-    own = {"name": name, **settings}
+    model = {"name": name, **settings}
     if name in NETWORKS:
-        own["width"] = min(NETWORKS[name].variants)
-    config = make_config({"model": own, "data": {"image_size": 96}, "runtime": {"kernels": kernels}})
+        model["width"] = min(NETWORKS[name].variants)
+    config = make_config({"model": model, "data": {"image_size": 96}, "runtime": {"kernels": kernels}})
     network = create_model(config.model, config.data, 7)
     generator = np.random.default_rng(0)
     for parameter in network.get_parameters():
@@ -72,7 +72,7 @@ def test_loss_gradients_statistics_and_logits_agree(name, settings):
     assert native.keys() == stock.keys()
     largest = max(np.abs(stock[parameter.name]).max() for parameter in parameters)
     for key, expected in stock.items():
-        # Some gradients are zero but for rounding, as that of a shift or a factor which the next BatchNorm undoes.
+        # Some gradients are zero except for rounding: the next BatchNorm removes the parameter's shift or factor.
         tolerance = max(1e-4 * np.abs(expected).max(), 1e-6 * largest)
         np.testing.assert_allclose(native[key], expected, rtol=0, atol=tolerance, err_msg=key)
 
@@ -97,8 +97,8 @@ def test_steps_are_bit_identical_on_any_number_of_threads(name):
 @pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v2", "ghostnet"])
 @pytest.mark.parametrize("part", [1, 2, "backbone"])
 def test_frozen_part_keeps_weights_and_statistics(name, part):
-    own = {"name": name, "width": min(NETWORKS[name].variants), "freeze": part}
-    config = make_config({"model": own, "runtime": {"kernels": "native", "mode": "pynative"}})
+    model = {"name": name, "width": min(NETWORKS[name].variants), "freeze": part}
+    config = make_config({"model": model, "runtime": {"kernels": "native", "mode": "pynative"}})
     network = create_model(config.model, config.data, 3)
     network.freeze(part)
     frozen = {parameter.name for cell in network.frozen for parameter in cell.get_parameters()}

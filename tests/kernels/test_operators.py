@@ -1,4 +1,4 @@
-"""Each native operator, forward and backward, against MindSpore's own operators and against float64 NumPy."""
+"""Each native operator, forward and backward, against MindSpore's stock operators and against float64 NumPy."""
 
 import mindspore as ms
 import numpy as np
@@ -10,7 +10,7 @@ from tests.kernels.formulas import batch_norm, convolution, max_pool
 
 SHAPES = [  # batch, channels, height, width
     (4, 8, 14, 14),
-    (2, 5, 15, 13),  # odd sizes, no multiple of a vector's width
+    (2, 5, 15, 13),  # odd sizes that are not multiples of the vector width
     (1, 3, 1, 1),
     (3, 1, 7, 7),
     (2, 16, 8, 33),
@@ -35,23 +35,24 @@ def run(function, *arrays, seed=9):
     inputs = [ms.Tensor(array) for array in arrays]
     out = function(*inputs)
     outs = out if isinstance(out, tuple) else (out,)
-    gradients = [ms.Tensor(random(one.shape, seed + i)) for i, one in enumerate(outs)]
+    gradients = [ms.Tensor(random(output.shape, seed + i)) for i, output in enumerate(outs)]
 
     def total(*inputs):
         out = function(*inputs)
         outs = out if isinstance(out, tuple) else (out,)
-        return sum((one * gradient).sum() for one, gradient in zip(outs, gradients))
+        return sum((output * gradient).sum() for output, gradient in zip(outs, gradients))
 
     backward = ops.grad(total, tuple(range(len(inputs))))(*inputs)
     backward = backward if isinstance(backward, tuple) else (backward,)
-    return [one.asnumpy() for one in outs], [one.asnumpy() for one in backward]
+    return [output.asnumpy() for output in outs], [gradient.asnumpy() for gradient in backward]
 
 
 def assert_close(actual, expected, tolerance=2e-5):
     assert len(actual) == len(expected)
-    for one, other in zip(actual, expected):
-        assert one.shape == other.shape
-        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance * max(1.0, np.abs(other).max()))
+    for result, reference in zip(actual, expected):
+        assert result.shape == reference.shape
+        atol = tolerance * max(1.0, np.abs(reference).max())
+        np.testing.assert_allclose(result, reference, rtol=tolerance, atol=atol)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -63,8 +64,8 @@ def test_pointwise(library, shape, groups):
     native = run(operators.pointwise(library), x, weight)
     stock = ops.Conv2D(7 * groups, 1, group=groups)
     formula = convolution(x, weight, random(native[0][0].shape, 9), 1, 0, groups)
-    for actual, own, exact in zip(native, run(stock, x, weight), formula):
-        assert_close(actual, own)
+    for actual, reference, exact in zip(native, run(stock, x, weight), formula):
+        assert_close(actual, reference)
         assert_close(actual, exact)
 
 
@@ -76,88 +77,91 @@ def test_dense(library, shape, kernel, stride):
     native = run(operators.dense(library, stride, kernel // 2), x, weight)
     stock = ops.Conv2D(10, kernel, pad_mode="pad", pad=kernel // 2, stride=stride)
     formula = convolution(x, weight, random(native[0][0].shape, 9), stride, kernel // 2, 1)
-    for actual, own, exact in zip(native, run(stock, x, weight), formula):
-        assert_close(actual, own)
+    for actual, reference, exact in zip(native, run(stock, x, weight), formula):
+        assert_close(actual, reference)
         assert_close(actual, exact)
 
 
 class Stock(nn.Cell):
-    """Norm, activation, shuffle, depthwise convolution, norm, activation of MindSpore; both norms can be left out."""
+    """MindSpore's BatchNorm, activation, shuffle, depthwise convolution, BatchNorm and activation.
 
-    def __init__(self, channels, kernel, stride, first, second, act, runs, keep):
+    Both BatchNorms are optional.
+    """
+
+    def __init__(self, channels, kernel, stride, before, after, act, shuffle_groups, keep):
         super().__init__()
-        self.first = nn.BatchNorm2d(channels, momentum=0.8) if first else None
-        self.second = nn.BatchNorm2d(channels, momentum=0.7) if second else None
+        self.before = nn.BatchNorm2d(channels, momentum=0.8) if before else None
+        self.after = nn.BatchNorm2d(channels, momentum=0.7) if after else None
         self.act = ACTIVATIONS[act]() if act else None
         self.conv = nn.Conv2d(channels, channels, kernel, stride, "pad", kernel // 2, group=channels)
-        self.runs, self.keep = runs, keep
-        for i, norm in enumerate(norm for norm in (self.first, self.second) if norm):
+        self.shuffle_groups, self.keep = shuffle_groups, keep
+        for i, norm in enumerate(norm for norm in (self.before, self.after) if norm):
             for j, parameter in enumerate(norm.get_parameters()):
-                # moving mean, moving variance, gamma, beta: all positive
+                # The parameters are moving mean, moving variance, gamma and beta; all get positive values.
                 parameter.set_data(ms.Tensor(np.random.default_rng((i, j)).uniform(0.5, 2, channels), ms.float32))
         self.conv.weight.set_data(ms.Tensor(random(self.conv.weight.shape, 5)))
 
     def construct(self, x):
-        if self.first is not None:
-            x = self.first(x)
+        if self.before is not None:
+            x = self.before(x)
             x = x if self.act is None else self.act(x)
         kept = x
-        if self.runs > 1:
+        if self.shuffle_groups > 1:
             batch, channels, height, width = x.shape
-            x = ops.reshape(x, (batch, self.runs, channels // self.runs, height, width))
+            x = ops.reshape(x, (batch, self.shuffle_groups, channels // self.shuffle_groups, height, width))
             x = ops.reshape(ops.transpose(x, (0, 2, 1, 3, 4)), (batch, channels, height, width))
         x = self.conv(x)
-        if self.second is not None:
-            x = self.second(x)
+        if self.after is not None:
+            x = self.after(x)
             x = x if self.act is None else self.act(x)
         return ops.concat((kept, x), 1) if self.keep else x
 
 
-CASES = [  # kernel, stride, first norm, second norm, activation, runs, keep
+CASES = [  # kernel, stride, BatchNorm before, BatchNorm after, activation, groups of the shuffle, keep
     *[(kernel, stride, True, True, act, 1, False) for kernel in (3, 5) for stride in (1, 2) for act in ACTIVATIONS],
-    *[(3, stride, first, second, "ReLU", 1, False) for stride in (1, 2)
-      for first, second in ((False, True), (True, False), (False, False))],
+    *[(3, stride, before, after, "ReLU", 1, False) for stride in (1, 2)
+      for before, after in ((False, True), (True, False), (False, False))],
     (3, 1, True, True, "ReLU", 1, True),
     (5, 1, True, True, None, 1, True),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("kernel", "stride", "first", "second", "act", "runs", "keep"), CASES)
+@pytest.mark.parametrize(("kernel", "stride", "before", "after", "act", "shuffle_groups", "keep"), CASES)
 @pytest.mark.parametrize("training", [True, False])
-def test_depthwise(library, shape, kernel, stride, first, second, act, runs, keep, training):
-    check_depthwise(library, shape, kernel, stride, first, second, act, runs, keep, training)
+def test_depthwise(library, shape, kernel, stride, before, after, act, shuffle_groups, keep, training):
+    check_depthwise(library, shape, kernel, stride, before, after, act, shuffle_groups, keep, training)
 
 
-@pytest.mark.parametrize(("channels", "runs"), [(12, 3), (12, 4), (6, 6)])
+@pytest.mark.parametrize(("channels", "shuffle_groups"), [(12, 3), (12, 4), (6, 6)])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_depthwise_of_shuffled_channels(library, channels, runs, stride):
-    check_depthwise(library, (2, channels, 9, 9), 3, stride, True, True, "ReLU", runs, False, True)
+def test_depthwise_of_shuffled_channels(library, channels, shuffle_groups, stride):
+    check_depthwise(library, (2, channels, 9, 9), 3, stride, True, True, "ReLU", shuffle_groups, False, True)
 
 
-def check_depthwise(library, shape, kernel, stride, first, second, act, runs, keep, training):
-    # A channel with one value, or nearly so, has no variance to divide by: what comes out is rounding, not a result.
+def check_depthwise(library, shape, kernel, stride, before, after, act, shuffle_groups, keep, training):
+    # With one value or few values per channel, the variance is almost 0 and the result is only rounding error.
     if training and shape[0] * shape[2] * shape[3] < 2 * stride**2:
         pytest.skip("BatchNorm of one value")
     results = []
     for native in (False, True):
-        cell = Stock(shape[1], kernel, stride, first, second, act, runs, keep)
-        norms = [norm for norm in (cell.first, cell.second) if norm]
+        cell = Stock(shape[1], kernel, stride, before, after, act, shuffle_groups, keep)
+        norms = [norm for norm in (cell.before, cell.after) if norm]
         weights = [cell.conv.weight, *[parameter for norm in norms for parameter in (norm.gamma, norm.beta)]]
         if native:
-            pairs = [(norm, cell.act) if norm else None for norm in (cell.first, cell.second)]
-            cell = cells.Depthwise(library, pairs[0], cell.conv, pairs[1], keep, runs)
+            pairs = [(norm, cell.act) if norm else None for norm in (cell.before, cell.after)]
+            cell = cells.Depthwise(library, pairs[0], cell.conv, pairs[1], keep, shuffle_groups)
         cell.set_train(training)
         x = ms.Tensor(random(shape, 3, 2.0, 1.0))
         out = cell(x)
         gradient = ms.Tensor(random(out.shape, 4))
-        statistics = [one.asnumpy().copy() for norm in norms for one in (norm.moving_mean, norm.moving_variance)]
+        statistics = [moving.asnumpy().copy() for norm in norms for moving in (norm.moving_mean, norm.moving_variance)]
 
         def total(x, cell=cell, gradient=gradient):
             return (cell(x) * gradient).sum()
 
         dx, dweights = ops.grad(total, 0, weights)(x)
-        results.append([out.asnumpy(), dx.asnumpy(), *[one.asnumpy() for one in dweights], *statistics])
+        results.append([out.asnumpy(), dx.asnumpy(), *[gradient.asnumpy() for gradient in dweights], *statistics])
     assert_close(results[1], results[0], 2e-4)
 
 
@@ -187,7 +191,7 @@ def test_norm_activation(library, shape, act):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_max_pool(library, shape):
-    # Few values, so that many windows have several largest elements.
+    # With few different values, many windows have several maxima.
     x = np.random.default_rng(0).integers(0, 4, shape).astype(np.float32)
     native = run(operators.max_pool(library), x)
     stock = nn.MaxPool2d(3, 2, pad_mode="pad", padding=1)
@@ -204,20 +208,21 @@ def test_average_pool(library, shape):
         assert_close(actual, expected)
 
 
-@pytest.mark.parametrize(("first", "second", "interleaved"), [(3, 5, False), (4, 4, False), (4, 4, True)])
-def test_channels_are_merged_and_dealt(library, first, second, interleaved):
-    a, b = random((2, first, 5, 3)), random((2, second, 5, 3), 1)
+@pytest.mark.parametrize(("channels_a", "channels_b", "interleaved"), [(3, 5, False), (4, 4, False), (4, 4, True)])
+def test_channels_are_concatenated_and_split(library, channels_a, channels_b, interleaved):
+    a, b = random((2, channels_a, 5, 3)), random((2, channels_b, 5, 3), 1)
     both = np.concatenate([a, b], 1)
     if interleaved:
         both = np.stack([a, b], 2).reshape(both.shape)
-    (merged,), gradients = run(operators.merge(library, first, interleaved), a, b)
-    dealt, (gradient,) = run(operators.deal(library, first, interleaved), both)
-    assert (merged == both).all()
-    assert all((one == other).all() for one, other in zip(dealt, (a, b)))
-    expected = run(operators.deal(library, first, interleaved), random(both.shape, 9))[0]
-    assert all((one == other).all() for one, other in zip(gradients, expected))
+    (concatenated,), gradients = run(operators.concat(library, channels_a, interleaved), a, b)
+    parts, (gradient,) = run(operators.split(library, channels_a, interleaved), both)
+    assert (concatenated == both).all()
+    assert all((part == whole).all() for part, whole in zip(parts, (a, b)))
+    expected = run(operators.split(library, channels_a, interleaved), random(both.shape, 9))[0]
+    assert all((actual == reference).all() for actual, reference in zip(gradients, expected))
     assert (
-        gradient == run(operators.merge(library, first, interleaved), *[random(a.shape, 9), random(b.shape, 10)])[0][0]
+        gradient
+        == run(operators.concat(library, channels_a, interleaved), *[random(a.shape, 9), random(b.shape, 10)])[0][0]
     ).all()
 
 

@@ -12,7 +12,7 @@ from src.models.shufflenet_v2 import ShuffleUnit
 
 
 def randomize(cell, seed=0):
-    """Give every parameter, BatchNorm's moving statistics too, a random value; return the cell in evaluation mode."""
+    """Give all parameters and moving statistics random values; return the cell in evaluation mode."""
     generator = np.random.default_rng(seed)
     for parameter in cell.get_parameters():
         parameter.set_data(ms.Tensor(generator.uniform(0.5, 1.5, parameter.shape).astype(np.float32)))
@@ -20,21 +20,21 @@ def randomize(cell, seed=0):
 
 
 def convolve(x, weight, stride, groups):
-    """A convolution by its definition, padded by half the kernel: float64, one output value at a time."""
+    """Return a convolution computed by its definition in float64, with padding of half the kernel."""
     kernel, count = weight.shape[-1], weight.shape[0]
     padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (kernel // 2,) * 2, (kernel // 2,) * 2))
     side = [(size + 2 * (kernel // 2) - kernel) // stride + 1 for size in x.shape[2:]]
     out = np.zeros((len(x), count, *side))
     per_group = x.shape[1] // groups
     for channel, row, column in np.ndindex(*out.shape[1:]):
-        first = channel // (count // groups) * per_group
-        window = padded[:, first : first + per_group, row * stride :, column * stride :][:, :, :kernel, :kernel]
+        start = channel // (count // groups) * per_group
+        window = padded[:, start : start + per_group, row * stride :, column * stride :][:, :, :kernel, :kernel]
         out[:, channel, row, column] = (window * weight[channel]).sum((1, 2, 3))
     return out
 
 
 def conv_norm_act(cell, x, stride=1, groups=1, relu=True):
-    """`ConvNormAct` in evaluation mode, by its formula."""
+    """Return the output of a `ConvNormAct` in evaluation mode, computed by its formula."""
     gamma, beta, mean, variance = (
         getattr(cell.norm, name).asnumpy().astype(np.float64).reshape(1, -1, 1, 1)
         for name in ("gamma", "beta", "moving_mean", "moving_variance")
@@ -43,14 +43,14 @@ def conv_norm_act(cell, x, stride=1, groups=1, relu=True):
     return np.maximum(y, 0) if relu else y
 
 
-# Computed by hand from the formula in MobileNetV2's reference code.
+# Calculated by hand from the formula in MobileNetV2's reference code.
 @pytest.mark.parametrize(("channels", "expected"), [(8, 8), (11.2, 16), (22.4, 24), (33.6, 32), (3, 8), (44.8, 48)])
 def test_make_divisible(channels, expected):
     assert make_divisible(channels) == expected
     assert expected >= 0.9 * channels
 
 
-def test_channel_shuffle_deals_channels_out():
+def test_channel_shuffle_takes_a_channel_of_each_group_in_turn():
     channels, groups = 12, 3
     x = np.arange(channels, dtype=np.float32).reshape(1, channels, 1, 1)
     shuffled = ChannelShuffle(groups)(ms.Tensor(x)).asnumpy().ravel()
@@ -67,7 +67,7 @@ def test_conv_norm_act_follows_its_formula(kernel, stride, groups):
 
 
 @pytest.mark.parametrize(("out_channels", "ratio"), [(8, 2), (7, 2), (9, 3)])
-def test_ghost_module_stands_in_for_a_convolution(out_channels, ratio):
+def test_ghost_module_follows_its_formula(out_channels, ratio):
     module = randomize(GhostModule(4, out_channels, kernel_size=3, stride=2, ratio=ratio))
     x = np.random.default_rng(1).normal(size=(2, 4, 6, 6)).astype(np.float32)
     primary = conv_norm_act(module.primary, x, stride=2)
@@ -80,8 +80,8 @@ def test_ghost_module_stands_in_for_a_convolution(out_channels, ratio):
 def test_shuffle_unit_keeps_even_channels_and_convolves_odd_ones():
     unit = randomize(ShuffleUnit(6, 6, stride=1, equal_split=False))
     x = np.random.default_rng(1).normal(size=(2, 6, 5, 5)).astype(np.float32)
-    first, depthwise, last = unit.branch
-    branch = conv_norm_act(first, x[:, 1::2])
+    pointwise, depthwise, last = unit.branch
+    branch = conv_norm_act(pointwise, x[:, 1::2])
     branch = conv_norm_act(depthwise, branch, groups=3, relu=False)
     branch = conv_norm_act(last, branch)
     expected = np.concatenate([x[:, 0::2], branch], 1)
@@ -91,8 +91,8 @@ def test_shuffle_unit_keeps_even_channels_and_convolves_odd_ones():
 def test_equal_split_unit_keeps_the_first_half_and_shuffles_at_the_end():
     unit = randomize(ShuffleUnit(6, 6, stride=1, equal_split=True))
     x = np.random.default_rng(1).normal(size=(2, 6, 5, 5)).astype(np.float32)
-    first, depthwise, last = unit.branch
-    branch = conv_norm_act(first, x[:, 3:])
+    pointwise, depthwise, last = unit.branch
+    branch = conv_norm_act(pointwise, x[:, 3:])
     branch = conv_norm_act(depthwise, branch, groups=3, relu=False)
     branch = conv_norm_act(last, branch)
     expected = np.stack([x[:, :3], branch], 2).reshape(x.shape)
@@ -136,7 +136,7 @@ def test_norms_take_another_epsilon_and_momentum(momentum, share):
     np.testing.assert_allclose(cell[0].norm.moving_mean.asnumpy(), share * mean, rtol=1e-4, atol=1e-6)
 
 
-def test_initial_weights_have_the_said_spread():
+def test_initial_weights_have_the_documented_standard_deviation():
     network = nn.SequentialCell(nn.Conv2d(64, 128, 3, has_bias=True), nn.Dense(256, 512))
     initialize_weights(network)
     conv, dense = network

@@ -1,7 +1,7 @@
-"""Our networks against mindcv's, an independent implementation: the same random weights give the same logits.
+"""Our networks against mindcv, an independent implementation: the same random weights give the same logits.
 
-mindcv pads some layers of the ShuffleNets and MobileNetV3 as TensorFlow does ("same"), which differs from the authors'
-padding where a map's side is even. An input of 225 pixels has odd maps in front of every stride.
+mindcv pads some layers of the ShuffleNets and of MobileNetV3 as TensorFlow does ("same"). This differs from the
+authors' padding if a feature map's side is even. With 225 pixels, all inputs of layers with stride 2 have odd sides.
 """
 
 import mindcv
@@ -27,7 +27,7 @@ PAIRS = [  # ours, mindcv's name
 
 
 def random_value(generator, name, shape):
-    """A value of the size that trained networks have, so that signals neither die nor explode on their way."""
+    """Return values of the size that trained networks have, so that signals neither vanish nor explode."""
     if name.endswith("weight"):
         return generator.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape)
     if name.endswith(("gamma", "moving_variance")):
@@ -46,38 +46,39 @@ def test_logits_agree_with_mindcv(ours, theirs):
     peer = mindcv.create_model(theirs, num_classes=10).set_train(False)
     (epsilon,), (peer_epsilon,) = epsilons(network), epsilons(peer)
 
-    # Both define their layers in the order of the paper, so the parameters pair off; shapes are checked on the way.
+    # Both define their layers in the order of the paper, so their parameters are in the same order. `set_data` checks
+    # the shapes.
     peers = list(peer.get_parameters())
-    own = list(network.get_parameters())
-    if len(own) == len(peers) + 1:
-        own.pop().set_data(ms.Tensor(np.zeros(10, np.float32)))  # mindcv's ShuffleNets have no classifier bias
-    assert len(own) == len(peers)
+    parameters = list(network.get_parameters())
+    if len(parameters) == len(peers) + 1:
+        parameters.pop().set_data(ms.Tensor(np.zeros(10, np.float32)))  # mindcv's ShuffleNets have no classifier bias
+    assert len(parameters) == len(peers)
     generator = np.random.default_rng(0)
-    for parameter, partner in zip(own, peers):
+    for parameter, partner in zip(parameters, peers):
         assert parameter.name.split(".")[-1] == partner.name.split(".")[-1]
         value = random_value(generator, parameter.name, partner.shape).astype(np.float32)
         partner.set_data(ms.Tensor(value))
-        # Where the epsilons differ, the variances make up for it: only their sum counts.
+        # If the epsilons differ, the variance compensates: only the sum of both matters.
         offset = np.float32(peer_epsilon - epsilon) if parameter.name.endswith("moving_variance") else 0
         parameter.set_data(ms.Tensor(value + offset))
 
     if "shufflenet_v1" in theirs:
         for unit in peer.features:
-            if unit.stride == 2:  # "same" also leaves the padding out of the average
+            if unit.stride == 2:  # "same" also excludes the padding from the average
                 unit.branch_proj = nn.AvgPool2d(3, 2, pad_mode="pad", padding=1)
 
     side = 225 if "shufflenet" in theirs or "v3" in theirs else 224
     images = generator.integers(0, 256, (2, side, side, 3), dtype=np.uint8)
     pixels = network.preprocess(ms.Tensor(images))
     np.testing.assert_allclose(pixels.asnumpy(), (images / 255).transpose(0, 3, 1, 2), atol=1e-6)
-    # The same numbers for both: GhostNet with such weights makes 1e-3 of the last bit of a pixel.
+    # Both get the same pixels, because GhostNet with these weights amplifies a pixel's last bit to 1e-3.
     expected = peer(pixels).asnumpy()
     logits = network(ms.Tensor(images)).asnumpy()
-    assert abs(expected[0] - expected[1]).max() > 1e-2  # the network is not blind to its input
+    assert abs(expected[0] - expected[1]).max() > 1e-2  # the logits depend on the input
     np.testing.assert_allclose(logits, expected, atol=1e-4 * max(1, abs(expected).max()))
 
 
-def test_mindcv_network_becomes_a_classifier_of_images():
+def test_mindcv_network_becomes_an_image_classifier():
     config = make_config({"model": {"name": "mindcv/mobilenet_v1_025"}, "data": {"image_size": 64, "channels": 1}})
     network = create_model(config.model, config.data, 7).set_train(False)
     assert network(ms.Tensor(np.zeros((2, 64, 64, 1), np.uint8))).shape == (2, 7)

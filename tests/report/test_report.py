@@ -1,4 +1,4 @@
-"""The HTML report of runs, read back with the standard library's parser."""
+"""The HTML report on runs, read back with the parser of the standard library."""
 
 import base64
 import csv
@@ -23,16 +23,16 @@ from src.report.charts import make_chart
 from src.report.page import confused_pairs, render
 from src.report.runs import Run, examine, keep_worst, read_run
 from src.runs.folder import COLUMNS
-from src.weights.checkpoint import save_checkpoint
+from src.weights.checkpoint import load_checkpoint, save_checkpoint
 from tools.report import main
 
-NOTHING = "\N{EN DASH}"  # the precision of a class that was never predicted
+UNDEFINED = "\N{EN DASH}"  # the precision of a class that was never predicted
 PLAIN = [name for name in COLUMNS if not name.startswith("average_")]  # columns without a moving average
 CLASSES = ["<i>Größe", "&amp;", "\"q\" 'r'"]
 
 
 class Page(html.parser.HTMLParser):
-    """Tables by class, list items, pictures, links to elsewhere; elements must close in the order they opened."""
+    """The tables, list items, images and links of a page. Also asserts that elements are closed in the right order."""
 
     def __init__(self, text):
         super().__init__()
@@ -78,7 +78,7 @@ class Page(html.parser.HTMLParser):
 
 
 def rows_of(page, table, number=0):
-    """Return the rows of a table's body by their first cell."""
+    """Return the rows of a table's body as a dict by their first cell."""
     return {row[0]: row[1:] for row in page.tables[table][number][1:]}
 
 
@@ -89,7 +89,7 @@ def read_csv(folder):
 
 @pytest.fixture(scope="module")
 def report(quickstart, script, tmp_path_factory):
-    """A report on the quickstart run and on a copy that was interrupted after two of its epochs: (folder, page)."""
+    """A report on the quickstart run and on a copy of it with only two of the three epochs: (run folder, page)."""
     cwd = tmp_path_factory.mktemp("report")
     _, folder, _ = quickstart
     shutil.copytree(folder, cwd / "whole")
@@ -105,14 +105,14 @@ def report(quickstart, script, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_nothing_is_loaded_from_elsewhere(report):
+def test_page_needs_no_other_file(report):
     _, page = report
     assert {re.split("[:#]", address)[0] for address in page.addresses} == {"", "data"}
     assert not page.tags & {"script", "link", "iframe", "object"}
 
 
 @pytest.mark.slow
-def test_summary_says_what_the_run_folder_says(report):
+def test_summary_agrees_with_the_run_folder(report):
     folder, page = report
     summary = json.loads((folder / "summary.json").read_text())
     rows = rows_of(page, "summary")
@@ -120,68 +120,67 @@ def test_summary_says_what_the_run_folder_says(report):
     assert rows["state"] == ["finished, 3 epochs", "not finished, 2 of 3 epochs"]
     assert rows["best test top-1"] == [f"{summary['best']['top1']:.2%}"] * 2
     assert rows["best.ckpt on the evaluation split, top-1"] == rows["best test top-1"]
-    second = read_csv(folder)[1]
-    losses = summary["final"]["loss"], float(second["test_loss"])
+    losses = summary["final"]["loss"], float(read_csv(folder)[1]["test_loss"])
     assert rows["final test loss"] == [f"{loss:.4f}" for loss in losses]
     assert rows["parameters"] == [f"{summary['params']:,}"] * 2
     assert rows["MACs"] == [f"{summary['macs']:,}"] * 2
     assert rows["training, images/s"][0] == f"{summary['images_per_second']:.0f}"
-    assert rows["images of that split"] == ["364", "364"]
+    assert rows["best.ckpt on the evaluation split, images"] == ["364", "364"]
 
 
 @pytest.mark.slow
-def test_every_epoch_is_in_table_and_curves(report):
+def test_tables_and_curves_show_every_epoch(report):
     folder, page = report
     expected = read_csv(folder)
     header, *rows = page.tables["epochs"][0]
     assert len(rows) == len(expected) == 3
-    for row, own in zip(rows, expected):
+    for row, expected_row in zip(rows, expected):
         assert dict(zip(header, map(float, row))) == pytest.approx(
-            {name: float(own[name]) for name in header}, rel=1e-5
+            {name: float(expected_row[name]) for name in header}, rel=1e-5
         )
-    # A curve is the column, shifted and scaled: from any two of its points the third follows.
+    # A curve shows the values of a column, shifted and scaled. So two points of the curve determine the third.
     for chart, column in enumerate(["test_loss", "test_top1"]):
         points = [tuple(map(float, point.split(","))) for point in page.lines["whole test"][chart].split()]
         (x1, y1), (x2, y2), (x3, y3) = points
-        v1, v2, v3 = (float(own[column]) for own in expected)
+        v1, v2, v3 = (float(row[column]) for row in expected)
         assert x2 - x1 == pytest.approx(x3 - x2)
-        # Coordinates are rounded to 0.01.
+        # The coordinates are rounded to 0.01.
         assert (y3 - y1) * (v2 - v1) == pytest.approx((y2 - y1) * (v3 - v1), abs=0.02 * (abs(v2 - v1) + abs(v3 - v1)))
         assert (y2 - y1) * (v2 - v1) < 0
 
 
 @pytest.mark.slow
-def test_confusion_classes_and_mistakes_belong_together(report, digit_images):
+def test_confusion_matrix_classes_and_mistakes_agree(report, digit_images):
     folder, page = report
     confusion = np.array([[int(cell) for cell in row[1:]] for row in page.tables["confusion"][0][1:]])
     best = json.loads((folder / "summary.json").read_text())["best"]
     assert confusion.sum() == 364
     assert confusion.trace() / 364 == best["top1"]
-    # The test split, by its own rule: every fifth image of a class.
+    # The rule of the test split, computed independently: every fifth image of a class.
     labels = digit_images[1]
     chosen = sorted(i for digit in range(10) for i in np.flatnonzero(labels == digit)[::5])
     truth = labels[chosen]
     assert confusion.sum(1).tolist() == np.bincount(truth).tolist()
     for digit, (precision, recall, images) in rows_of(page, "classes").items():
-        own = int(digit)
-        assert int(images) == (truth == own).sum()
-        assert recall == f"{confusion[own, own] / confusion[own].sum() * 100:.1f}%"
-        predicted = confusion[:, own].sum()
-        assert precision == (f"{confusion[own, own] / predicted * 100:.1f}%" if predicted else NOTHING)
+        label = int(digit)
+        assert int(images) == (truth == label).sum()
+        assert recall == f"{confusion[label, label] / confusion[label].sum() * 100:.1f}%"
+        predicted = confusion[:, label].sum()
+        assert precision == (f"{confusion[label, label] / predicted * 100:.1f}%" if predicted else UNDEFINED)
 
     wrong = 364 - confusion.trace()
-    assert len(page.items) == len(page.pictures) == 2 * wrong  # of the run and of its copy
-    form = r"predicted (\d) ([\d.]+)%true (\d) ([\d.]+)%image (\d+)"
-    mistakes = [re.fullmatch(form, item).groups() for item in page.items[:wrong]]
-    pairs = Counter((int(own), int(predicted)) for predicted, _, own, _, _ in mistakes)
+    assert len(page.items) == len(page.pictures) == 2 * wrong  # the run and its copy have the same mistakes
+    pattern = r"predicted (\d) ([\d.]+)%true (\d) ([\d.]+)%image (\d+)"
+    mistakes = [re.fullmatch(pattern, item).groups() for item in page.items[:wrong]]
+    pairs = Counter((int(true), int(predicted)) for predicted, _, true, _, _ in mistakes)
     assert pairs == {(i, j): confusion[i, j] for i, j in zip(*np.nonzero(confusion)) if i != j}
     probabilities = [float(probability) for _, probability, *_ in mistakes]
     assert probabilities == sorted(probabilities, reverse=True)
-    for (_, probability, own, own_probability, position), picture in zip(mistakes, page.pictures):
-        assert int(own) == truth[int(position)]
-        assert float(own_probability) <= float(probability)
+    for (_, probability, true, true_probability, position), picture in zip(mistakes, page.pictures):
+        assert int(true) == truth[int(position)]
+        assert float(true_probability) <= float(probability)
         image = Image.open(io.BytesIO(base64.b64decode(picture.removeprefix("data:image/png;base64,"))))
-        # 8x8 enlarged to 16x16: brought back, it resembles no image as much as the one it is named after.
+        # The 8x8 image is shown at 16x16. Reduced to 8x8 again, it must be nearest to the image at its position.
         small = np.asarray(image.resize((8, 8), Image.BOX), float)
         distances = np.abs(digit_images[0][chosen].astype(float) - small).sum((1, 2))
         assert distances.argmin() == int(position)
@@ -189,7 +188,7 @@ def test_confusion_classes_and_mistakes_belong_together(report, digit_images):
 
 @pytest.fixture(scope="module")
 def made_up(tmp_path_factory):
-    """A folder with a run, made up, on photographs of classes with names that HTML would misread."""
+    """A folder with a made-up run on image files. HTML would misread the class names if they were not escaped."""
     root = tmp_path_factory.mktemp("made_up")
     generator = np.random.default_rng(0)
     for split in ("train", "val"):
@@ -223,13 +222,13 @@ def made_up(tmp_path_factory):
 
 @pytest.fixture
 def folder_run(made_up, tmp_path, monkeypatch):
-    """A copy of the run that was made up, in the working folder; its path there."""
+    """A copy of the made-up run in the working folder; its path there."""
     shutil.copytree(made_up, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return Path("<u>&run")
 
 
-def test_names_of_any_kind_are_text(folder_run):
+def test_names_are_escaped(folder_run):
     run = read_run(folder_run)
     found = examine(run, "test", 4, [])
     page = Page(render([run], [found], "test"))
@@ -261,30 +260,30 @@ def test_settings_that_differ_are_marked(folder_run):
 @pytest.mark.parametrize(
     ("name", "change", "part"),
     [
-        ("best.ckpt", lambda content: content[: len(content) // 2], "best.ckpt: is cut short"),
-        ("metrics.csv", lambda content: b"", "metrics.csv: is damaged: it has no column epoch"),
-        ("metrics.csv", lambda content: content[: content.index(b"\n") + 1], "metrics.csv: has no epoch yet"),
-        ("metrics.csv", lambda content: content[:-30], "metrics.csv: line 3 is cut short or damaged"),
-        ("metrics.csv", lambda content: content.replace(b"0.5", b"half", 1), "metrics.csv: line 2 is cut short or"),
+        ("best.ckpt", lambda content: content[: len(content) // 2], "best.ckpt: is truncated"),
+        ("metrics.csv", lambda content: b"", "metrics.csv: is damaged: the column epoch is missing"),
+        ("metrics.csv", lambda content: content[: content.index(b"\n") + 1], "metrics.csv: has no finished epoch yet"),
+        ("metrics.csv", lambda content: content[:-30], "metrics.csv: line 3 is truncated or damaged"),
+        ("metrics.csv", lambda content: content.replace(b"0.5", b"half", 1), "metrics.csv: line 2 is truncated or"),
         ("metrics.csv", lambda content: b"\xff\xfe" + content, "metrics.csv: is damaged"),
-        ("metrics.csv", lambda content: content.replace(b"test_top1", b"top"), "it has no column test_top1"),
+        ("metrics.csv", lambda content: content.replace(b"test_top1", b"top"), "the column test_top1 is missing"),
     ],
 )
-def test_damaged_files_are_named(folder_run, name, change, part):
+def test_damaged_files_are_reported(folder_run, name, change, part):
     (folder_run / name).write_bytes(change((folder_run / name).read_bytes()))
     with pytest.raises(UserError, match=re.escape(part)):
         read_run(folder_run)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"final": {"top1": "x"}}', '{"final": null}'])
-def test_a_damaged_summary_is_named(folder_run, content):
+def test_a_damaged_summary_is_reported(folder_run, content):
     (folder_run / "summary.json").write_text(content)
     with pytest.raises(UserError, match="summary.json: is damaged"):
         read_run(folder_run)
 
 
-def test_a_moving_average_is_what_is_shown(folder_run):
-    """Where a run keeps one, best.ckpt holds it, and so curves and final metrics are of it."""
+def test_the_moving_average_is_shown(folder_run):
+    """With a moving average, best.ckpt holds the averaged weights. Curves and final metrics must be about them too."""
     rows = [dict.fromkeys(COLUMNS, 0.5) | {"epoch": epoch, "average_top1": epoch / 10} for epoch in (1, 2)]
     with open(folder_run / "metrics.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
@@ -296,7 +295,7 @@ def test_a_moving_average_is_what_is_shown(folder_run):
     assert [text for _, _, text in chart.lines[0].dots] == ["epoch 1: 10.00%", "epoch 2: 20.00%"]
 
 
-def test_a_summary_of_fewer_epochs_is_of_a_run_that_goes_on(folder_run):
+def test_a_summary_of_fewer_epochs_belongs_to_a_resumed_run(folder_run):
     content = {"final": {"epoch": 1, "top1": 0.1, "top5": 1, "loss": 1}}
     content.update({"images_per_second": 1, "data_wait_fraction": 0, "seconds": 1})
     (folder_run / "summary.json").write_text(json.dumps(content))
@@ -307,13 +306,20 @@ def test_a_summary_of_fewer_epochs_is_of_a_run_that_goes_on(folder_run):
 
 
 @pytest.mark.parametrize("name", ["best.ckpt", "metrics.csv"])
-def test_a_run_without_an_epoch_is_named(folder_run, name):
+def test_a_run_without_a_finished_epoch_is_reported(folder_run, name):
     (folder_run / name).unlink()
-    with pytest.raises(UserError, match=f"<u>&run: is not the folder of a run .* it has no {name}"):
+    with pytest.raises(UserError, match=f"<u>&run: is not a run folder .* {name} is missing"):
         read_run(folder_run)
 
 
-def test_no_run_folder_is_one_line(mistake, tmp_path):
+def test_imported_weights_in_place_of_best_ckpt_are_an_error(folder_run):
+    imported = load_checkpoint(folder_run / "best.ckpt")
+    save_checkpoint(folder_run / "best.ckpt", imported.weights, imported.config, imported.classes, epoch=0, best=None)
+    with pytest.raises(UserError, match="best.ckpt: has no metrics"):
+        read_run(folder_run)
+
+
+def test_a_missing_run_folder_is_one_line(mistake, tmp_path):
     assert "nowhere: no such run folder" in mistake("tools/report.py", "nowhere", cwd=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -335,7 +341,7 @@ def test_mistakes_in_arguments(folder_run, monkeypatch, arguments, part):
     assert not Path("report.html").exists()
 
 
-def test_the_worst_are_the_most_confident():
+def test_the_worst_mistakes_are_the_most_confident():
     generator = np.random.default_rng(0)
     logits = generator.normal(size=(60, 4)).astype(np.float32) * 2
     logits[40] = logits[20]  # equally confident
@@ -345,7 +351,7 @@ def test_the_worst_are_the_most_confident():
     batches = [(images[i : i + 7], labels[i : i + 7], logits[i : i + 7]) for i in range(0, 60, 7)]
     mistakes = []
     passed = list(keep_worst(iter(batches), 10, mistakes))
-    assert all(given is out for one, other in zip(batches, passed) for given, out in zip(one, other))
+    assert all(given is out for arrays, outputs in zip(batches, passed) for given, out in zip(arrays, outputs))
 
     every = []
     for i in range(60):
@@ -356,7 +362,7 @@ def test_the_worst_are_the_most_confident():
     assert [found.position for found in mistakes] == [position for _, position, _, _ in expected]
     assert [found.predicted for found in mistakes] == [predicted for _, _, predicted, _ in expected]
     assert [found.probability for found in mistakes] == pytest.approx([-chance for chance, *_ in expected])
-    assert [found.own_probability for found in mistakes] == pytest.approx([own for *_, own in expected])
+    assert [found.true_probability for found in mistakes] == pytest.approx([chance for *_, chance in expected])
     assert all(found.image[0, 0, 0] == found.position for found in mistakes)
 
 
@@ -372,7 +378,7 @@ def test_confused_pairs():
 
 
 def test_charts_of_odd_values():
-    """One epoch only, equal values, and values that are not finite or outside the picture."""
+    """A single epoch, equal values, and values that are not finite or outside the plotted area."""
     rows = [{"epoch": 1.0, "a": 2.0}]
     chart = make_chart("one", [Run("r", None, rows, {}, {}, True)], {"": "a"}, "{:.1f}")
     assert len(chart.lines[0].dots) == 1

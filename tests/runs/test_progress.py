@@ -17,7 +17,7 @@ class Terminal(io.StringIO):
 
 
 class Time:
-    """A clock that the test sets."""
+    """A clock whose time the test sets."""
 
     seconds = 1000.0
 
@@ -30,17 +30,17 @@ def clock():
     return Time()
 
 
-def test_lines_are_half_a_minute_apart_where_there_is_no_terminal(clock, capsys):
+def test_without_a_terminal_lines_are_half_a_minute_apart(clock, capsys):
     progress = Progress(2, 100, clock)
     progress.start_epoch(1)
-    said = []
+    lines = []
     for step in range(1, 101):
         clock.seconds += 1.0
         progress.step(2.5, RATE, Clock(64 * step, 2.0 * step, 0.5 * step))
-        said += [(step, line) for line in capsys.readouterr().out.splitlines()]
-    assert [step for step, _ in said] == [30, 60, 90]
-    # 200 steps at a second each.
-    assert said[1][1] == "step 60/100 of epoch 1/2  loss 2.5000  lr 0.0125  32 images/s  25.0% waiting  ETA 2:20"
+        lines += [(step, line) for line in capsys.readouterr().out.splitlines()]
+    assert [step for step, _ in lines] == [30, 60, 90]
+    # 200 steps of one second each.
+    assert lines[1][1] == "step 60/100 of epoch 1/2  loss 2.5000  lr 0.0125  32 images/s  25.0% waiting  ETA 2:20"
     assert capsys.readouterr().err == ""
 
 
@@ -56,12 +56,12 @@ def test_short_epochs_have_one_line_each(clock, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  loss")[0] for line in lines] == ["epoch   1/3", "epoch   2/3", "epoch   3/3"]
     assert lines[0].startswith("epoch   1/3  loss 1.5000  test loss 1.2500  test top-1 87.50%  812 images/s")
-    # The first step is left out, evaluations count: 9 steps took 23 s, 20 are to go.
+    # The time of the first step does not count, the time of evaluations counts: 9 steps took 23 s, 20 steps are left.
     assert lines[0].endswith("  ETA 0:51")
     assert lines[2].endswith("812 images/s")
 
 
-def test_a_moving_average_is_what_is_told(clock, capsys):
+def test_the_line_shows_the_metrics_of_the_moving_average(clock, capsys):
     progress = Progress(1, 1, clock)
     progress.end_epoch({**ROW, "average_loss": 0.25, "average_top1": 0.9375})
     assert "  average loss 0.2500  average top-1 93.75%  812 images/s" in capsys.readouterr().out
@@ -85,7 +85,7 @@ def test_the_bar_of_a_terminal(clock, monkeypatch, capsys):
     assert re.split(r"[\r\n]", sys.stderr.getvalue())[-2:] == [" " * len(drawn), ""]
 
 
-def test_a_resumed_run_counts_only_its_own_time(clock, monkeypatch):
+def test_the_time_left_of_a_resumed_run_uses_only_the_time_of_its_process(clock, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     progress = Progress(10, 100, clock)
     progress.start_epoch(6, step=40)

@@ -1,4 +1,4 @@
-"""TensorBoard's events, read back after the formats' descriptions: TFRecord framing, CRC-32C and protobuf's wire."""
+"""Read TensorBoard events by the descriptions of their formats: TFRecord, CRC-32C and the wire format of protobuf."""
 
 import io
 import struct
@@ -15,7 +15,7 @@ CLASSES = ["T-shirt/top", "Größe", "猫"]
 
 
 def crc32c(content):
-    """CRC-32 with Castagnoli's polynomial, reflected, bit by bit (RFC 3720, appendix B.4)."""
+    """Return the CRC-32 with Castagnoli's polynomial, reflected, computed bit by bit (RFC 3720, appendix B.4)."""
     crc = 0xFFFFFFFF
     for byte in content:
         crc ^= byte
@@ -25,12 +25,12 @@ def crc32c(content):
 
 
 def masked(crc):
-    """TensorFlow's rotation by 15 bits and offset (tensorflow/core/lib/hash/crc32c.h)."""
+    """Return a CRC rotated by 15 bits plus an offset, as TensorFlow stores it (tensorflow/core/lib/hash/crc32c.h)."""
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def read_records(content):
-    """Return the TFRecords of a file: length (uint64), its checksum, data, its checksum; all little-endian."""
+    """Return the TFRecords of a file: length (uint64), its checksum, data, checksum of the data; little-endian."""
     records, position = [], 0
     while position < len(content):
         header = content[position : position + 8]
@@ -44,7 +44,7 @@ def read_records(content):
 
 
 def read_fields(message):
-    """Return the fields of a protobuf message: lists of ints, floats or bytes by field number."""
+    """Return the fields of a protobuf message: {field number: list of ints, floats or bytes}."""
     fields, position = {}, 0
 
     def varint():
@@ -74,9 +74,9 @@ def read_fields(message):
 
 
 def read_file(path):
-    """Return (file version, steps of the STARTs of sessions, scalars, images); the latter are (tag, step): value.
+    """Return (file version, steps of the session starts, scalars, images); scalars and images are {(tag, step): value}.
 
-    A START hides what was recorded before it of this step and later ones.
+    A session start hides the values that were recorded before it for its step and later steps.
     """
     version, starts, scalars, images = None, [], {}, {}
     for record in read_records(path.read_bytes()):
@@ -101,6 +101,7 @@ def read_file(path):
 
 
 def row_of(epoch, averaged=False):
+    """Return a row of metrics.csv with random values; `averaged` adds the columns of the moving average."""
     generator = np.random.default_rng(epoch)
     columns = ["train_loss", "train_top1", "test_loss", "test_top1", "test_top5"]
     columns += ["average_loss", "average_top1", "average_top5"] if averaged else []
@@ -116,7 +117,7 @@ def folder(tmp_path):
 
 
 def log(folder, rows, best, rates):
-    """Let the folder record the last of the `rows`; its confusion matrix holds its epoch."""
+    """Log the last of the `rows`; each element of its confusion matrix is the number of the epoch."""
     epoch = rows[-1]["epoch"]
     state = RunState(epoch=epoch, rows=rows, best={"epoch": best, "top1": 0.5, "top5": 1.0, "loss": 0.5})
     folder.log_epoch(state, np.float32(rates), np.full((3, 3), epoch))
@@ -124,7 +125,7 @@ def log(folder, rows, best, rates):
 
 
 @pytest.mark.parametrize("averaged", [False, True])
-def test_events_hold_the_rows_the_rates_and_the_best_confusion(folder, averaged):
+def test_events_contain_rows_learning_rates_and_the_best_confusion_matrix(folder, averaged):
     folder.open_events(0)
     rates = np.float32([[0.1, 0.2, 0.3], [0.3, 0.2, 0.1], [0.05, 0.02, 0.0]])
     rows = [row_of(epoch, averaged) for epoch in (1, 2, 3)]
@@ -152,23 +153,23 @@ def test_events_hold_the_rows_the_rates_and_the_best_confusion(folder, averaged)
     assert (picture.format, picture.height, picture.width) == ("PNG", image[1][0], image[2][0])
 
 
-def test_opening_again_adds_a_file_that_hides_what_is_repeated(folder):
+def test_opening_again_adds_a_file_that_hides_repeated_steps(folder):
     folder.open_events(0)
     rows = [row_of(1), row_of(2)]
     log(folder, rows[:1], 1, [0.1, 0.1])
     log(folder, rows, 1, [0.1, 0.1])
     folder.open_events(2)
     log(folder, rows, 1, [0.1, 0.1])
-    first, second = sorted((folder.path / "events").iterdir())
-    _, starts, scalars, _ = read_file(first)
+    old, new = sorted((folder.path / "events").iterdir())
+    _, starts, scalars, _ = read_file(old)
     assert starts == [1]
     assert {step for _, step in scalars} == {1, 2, 3, 4}
-    _, starts, scalars, _ = read_file(second)
+    _, starts, scalars, _ = read_file(new)
     assert starts == [3]
     assert {step for _, step in scalars} == {3, 4}
 
 
-def test_what_a_rollback_repeats_is_hidden(folder):
+def test_the_steps_that_a_rollback_repeats_are_hidden(folder):
     folder.open_events(0)
     rows = [row_of(1), row_of(2)]
     log(folder, rows[:1], 1, [0.1, 0.1])
@@ -181,15 +182,15 @@ def test_what_a_rollback_repeats_is_hidden(folder):
     assert rates == pytest.approx({1: 0.1, 2: 0.1, 3: 0.05, 4: 0.05})
 
 
-def test_a_killed_run_has_all_epochs_that_were_logged(folder):
+def test_the_events_of_a_killed_run_contain_all_logged_epochs(folder):
     folder.open_events(0)
     log(folder, [row_of(1)], 1, [0.1, 0.1])
-    # Nothing is closed: the file is read as a killed process leaves it.
+    # The file is read without closing it, as a killed process would leave it.
     (file,) = (folder.path / "events").iterdir()
     assert {step for _, step in read_file(file)[2]} == {1, 2}
 
 
-def test_overwriting_removes_the_events_of_the_run_before_and_nothing_else(folder):
+def test_overwriting_removes_the_events_of_the_earlier_run_and_nothing_else(folder):
     folder.open_events(0)
     (folder.path / "events" / "notes.txt").write_text("mine")
     assert len(list((folder.path / "events").iterdir())) == 2
@@ -199,6 +200,6 @@ def test_overwriting_removes_the_events_of_the_run_before_and_nothing_else(folde
 
 
 def test_checksum_of_the_reader():
-    # RFC 3720, appendix B.4.
+    # The expected values are from RFC 3720, appendix B.4.
     assert crc32c(bytes(32)) == 0x8A9136AA
     assert crc32c(bytes(range(32))) == 0x46DD794E

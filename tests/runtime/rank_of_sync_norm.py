@@ -1,4 +1,4 @@
-"""Run by msrun from test_parallel.py: one rank's part in a synchronised BatchNorm, written to a file of the rank's."""
+"""A script that test_parallel.py runs with msrun: each rank computes its part of a synchronised BatchNorm."""
 
 import sys
 from pathlib import Path
@@ -13,6 +13,7 @@ from src.runtime.parallel import join_ranks, synchronise_norms
 
 
 def main(folder):
+    """Write the results of this rank to a file in `folder`, once for each execution mode."""
     ms.set_device("CPU")
     ranks = join_ranks()
     images, weights = np.load(folder / "images.npy"), np.load(folder / "weights.npy")
@@ -24,8 +25,8 @@ def main(folder):
         gradients_of = make_gradients(network)
         if mode == ms.GRAPH_MODE:
             gradients_of = ms.jit(gradients_of)
-        own = slice(ranks.rank, None, ranks.count)
-        total, (dx, dparams) = gradients_of(ms.Tensor(images[own]), ms.Tensor(weights[own]))
+        chosen = slice(ranks.rank, None, ranks.count)
+        total, (dx, dparams) = gradients_of(ms.Tensor(images[chosen]), ms.Tensor(weights[chosen]))
         np.savez(
             folder / f"{mode}-{ranks.rank}.npz",
             loss=ranks.sum(np.float64([total.asnumpy()])),

@@ -1,4 +1,4 @@
-"""Several processes on one machine, as msrun starts them, beside one process with the whole batch."""
+"""Two processes that msrun starts on one machine, compared with one process that has the whole batch."""
 
 import contextlib
 import os
@@ -25,11 +25,12 @@ train: {epochs: 1, batch_size: 128}
 optimizer: {lr: 0.1}
 log: {tensorboard: false}
 """
-HEAD_ALONE = "model.freeze=backbone"  # nothing that is trained has a BatchNorm, whose statistics are each rank's own
+# Without sync_norm, the BatchNorm statistics differ from rank to rank, so only the head, without BatchNorm, is trained.
+HEAD_ONLY = "model.freeze=backbone"
 
 
-def ranks_of_two(cwd, script, *arguments, wait=True):
-    """Start a script in two processes; return msrun's, ended unless told not to `wait`."""
+def start_two_ranks(cwd, script, *arguments, wait=True):
+    """Start a script in two processes and return the process of msrun; with `wait`, it has ended."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -38,26 +39,26 @@ def ranks_of_two(cwd, script, *arguments, wait=True):
         *(msrun, "--worker_num=2", "--local_worker_num=2", f"--master_port={port}"),
         *("--join=True", f"--log_dir={cwd}/logs", ROOT / script, *arguments),
     ]
-    # msrun takes the first `python` of the path, as an activated environment has it.
+    # msrun runs the first `python` in PATH, so PATH begins with the folder of this environment.
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GLOG")} | {"PATH": path}
-    own_core = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, range(os.cpu_count()))  # a core for each rank
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count()))  # the tests use one core; the ranks need a core each
     process = subprocess.Popen(
         list(map(str, command)), cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    os.sched_setaffinity(0, own_core)
+    os.sched_setaffinity(0, cores)
     if wait:
         process.log = process.communicate(timeout=600)[0].decode()
     return process
 
 
-def test_two_processes_are_one_with_the_doubled_batch(script, tmp_path):
+def test_two_processes_equal_one_process_with_the_doubled_batch(script, tmp_path):
     (tmp_path / "c.yaml").write_text(CONFIG)
-    done = ranks_of_two(tmp_path, "train.py", "--config", "c.yaml", "run.dir=two", HEAD_ALONE)
+    done = start_two_ranks(tmp_path, "train.py", "--config", "c.yaml", "run.dir=two", HEAD_ONLY)
     assert done.returncode == 0, done.log
     double = "train.batch_size=256"
-    alone = script("train.py", "--config", "c.yaml", "run.dir=one", double, HEAD_ALONE, cwd=tmp_path)
+    alone = script("train.py", "--config", "c.yaml", "run.dir=one", double, HEAD_ONLY, cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
     two, one = (load_checkpoint(tmp_path / name / "last.ckpt") for name in ("two", "one"))
     assert (two.state["updates"], one.state["updates"]) == (5, 5)
@@ -71,15 +72,15 @@ def test_two_processes_are_one_with_the_doubled_batch(script, tmp_path):
     assert load_checkpoint(tmp_path / "two" / "last.ckpt").state["updates"] == 5 + 11
 
 
-def test_synchronised_batchnorm_is_that_of_the_whole_batch(tmp_path):
+def test_synchronised_batchnorm_equals_batchnorm_of_the_whole_batch(tmp_path):
     generator = np.random.default_rng(0)
     images, weights = (generator.normal(size=(6, 3, 4, 5)).astype(np.float32) for _ in range(2))
     np.save(tmp_path / "images.npy", images)
     np.save(tmp_path / "weights.npy", weights)
-    done = ranks_of_two(tmp_path, "tests/runtime/rank_of_sync_norm.py", tmp_path)
+    done = start_two_ranks(tmp_path, "tests/runtime/rank_of_sync_norm.py", tmp_path)
     assert done.returncode == 0, done.log
 
-    # The gradients of Ioffe and Szegedy, Batch Normalization, section 3, with scale 1 and shift 0.
+    # Gradients from Ioffe and Szegedy, Batch Normalization, section 3, with scale 1 and shift 0.
     x, dy = images.astype(np.float64), weights.astype(np.float64)
     count, axes = 6 * 4 * 5, (0, 2, 3)
     mean, variance = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
@@ -97,10 +98,10 @@ def test_synchronised_batchnorm_is_that_of_the_whole_batch(tmp_path):
             np.testing.assert_allclose(got["moving_variance"], 0.8 + 0.2 * unbiased, rtol=1e-5)
 
 
-def test_a_dying_rank_ends_all_and_the_run_goes_on_with_two(tmp_path):
+def test_a_killed_rank_ends_all_ranks_and_two_ranks_resume_the_run(tmp_path):
     (tmp_path / "c.yaml").write_text(CONFIG)
-    run = ["--config", "c.yaml", "run.dir=run", HEAD_ALONE, "checkpoint.every_steps=1", "runtime.mode=pynative"]
-    process = ranks_of_two(tmp_path, "train.py", *run, "train.epochs=3", wait=False)
+    run = ["--config", "c.yaml", "run.dir=run", HEAD_ONLY, "checkpoint.every_steps=1", "runtime.mode=pynative"]
+    process = start_two_ranks(tmp_path, "train.py", *run, "train.epochs=3", wait=False)
     log = []
     for line in process.stdout:
         log.append(line.decode())
@@ -115,7 +116,7 @@ def test_a_dying_rank_ends_all_and_the_run_goes_on_with_two(tmp_path):
     log.append(process.communicate(timeout=300)[0].decode())
     assert process.returncode != 0, "".join(log)
     assert not (tmp_path / "run" / "summary.json").exists()
-    done = ranks_of_two(tmp_path, "train.py", "--resume", "run")
+    done = start_two_ranks(tmp_path, "train.py", "--resume", "run")
     assert done.returncode == 0, done.log
     assert load_checkpoint(tmp_path / "run" / "last.ckpt").state["updates"] == 15
 

@@ -1,8 +1,9 @@
-"""Kill trainings at random moments, resume them, and compare what they end with to runs that nothing interrupted.
+"""Kill trainings at random moments, resume them, and compare their results with the results of an uninterrupted run.
 
 python tests/stress/kill_and_resume.py --kills 100
 
-A run is a few seconds long and uses all that keeps a state: optimizer, moving average, dropout, mixup, accumulation.
+A run takes a few seconds. It uses everything that has a state: optimizer, moving average of the weights, dropout, mixup
+and gradient accumulation.
 """
 
 import csv
@@ -35,27 +36,30 @@ CONFIG = {
     "checkpoint": {"every_steps": 1, "keep_best": 2},
     "log": {"tensorboard": False},
 }
-TIMING = ("images_per_second", "data_wait_fraction", "seconds")  # columns that differ from run to run
+# Columns and keys with times, which differ from run to run.
+TIMING = ("images_per_second", "data_wait_fraction", "seconds")
 STATE_TIMING = ("clock", "seconds", "epoch_seconds", "rows")
 
 
 def main():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--mode", choices=("pynative", "graph"), default="pynative", help="as runtime.mode")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--kills", type=int, default=100, help="kills in all (default: 100)")
+    parser.add_argument(
+        "--mode", choices=("pynative", "graph"), default="pynative", help="as runtime.mode (default: pynative)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments (default: 0)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         counts = kill_and_compare(Path(work), args.kills, args.mode, args.seed)
     print(
         f"{counts['kills']} kills in {counts['runs']} runs, {counts['writing']} of them while a file was written: "
-        f"{counts['different']} runs ended otherwise than the uninterrupted one"
+        f"{counts['different']} runs ended with other results than the uninterrupted run"
     )
     return 1 if counts["different"] else 0
 
 
 def kill_and_compare(work, kills, mode, seed):
-    """Kill and resume until so many `kills` are done; return the counts `kills`, `runs`, `writing`, `different`."""
+    """Kill and resume until there are `kills` kills; return the counts `kills`, `runs`, `writing` and `different`."""
     moments = random.Random(seed)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train", "src.training.loop", "src.training.network", "sklearn.datasets"])
@@ -87,7 +91,7 @@ def kill_and_compare(work, kills, mode, seed):
 
 
 def start(context, config, folder):
-    """Begin a training in `folder`, or go on with the one there, in a process of its own."""
+    """Start a training in `folder`, or resume the run there, in a new process."""
     process = context.Process(target=train_here, args=(config, folder))
     process.start()
     return process
@@ -97,14 +101,14 @@ def train_here(config, folder):
     log = os.open(config.with_name("log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(log, stream)
-    import train  # loaded already by the server that this process comes from
+    import train  # the fork server has imported it already
 
     sys.argv = ["train.py", "--config", str(config), "--resume", "auto", f"run.dir={folder}"]
     run(train.main)
 
 
 def outcome(folder):
-    """Return all that a run ends with, without what only says how long it took."""
+    """Return all results of a run: checkpoints, metrics.csv and summary.json, without times."""
     files = {}
     for path in [*(folder / "checkpoints").glob("*.ckpt"), folder / "best.ckpt", folder / "last.ckpt"]:
         checkpoint = load_checkpoint(path)

@@ -1,10 +1,11 @@
-"""Damaged configs: each must be one that would train, or end train.py with exit code 2 and one line of error.
+"""Run train.py on damaged configs: each config must either train or end with exit code 2 and one line of error.
 
 python tests/stress/mutate_configs.py --count 1000
 
-Every case damages one of the shipped configs: keys renamed, moved, doubled or dropped, values of other types and sizes,
-files cut short, anchors, tags, bytes that are no text. train.py runs on it in a process of its own, in an empty folder,
-until it would build the network: the config is checked, the data read, the pipeline and the learning rates made.
+Each case damages one of the shipped configs: keys renamed, moved, doubled or dropped, values of other types and sizes,
+truncated files, anchors, tags, bytes that are not text. train.py runs on it in a new process and in an empty folder,
+and is stopped before it builds the network. Until then it checks the config, reads the data, and makes the data
+pipeline and the learning rates.
 """
 
 import collections
@@ -30,7 +31,7 @@ from src.training import network
 from src.training.schedule import learning_rates
 
 CONFIGS = sorted((Path(train.__file__).parent / "configs").rglob("*.yaml"))
-# Downloading is left alone: a damaged config must not reach for the network.
+# data.download stays as it is: a test must not use the network.
 KEYS = sorted(key for key in all_keys() if "." in key and key != "data.download")
 TEXTS = ["", " ", "x", "1", "null", "ü\u2028", "a\nb", "x" * 5000, "a/b", "mobilenet_v2", "{}"]
 NUMBERS = [0, 1, -1, 2, 7, 3.7, -0.5, 0.1, 1e-300, 1e300, 10**30, -(10**30), math.inf, math.nan, 2**31, 2**63]
@@ -61,9 +62,11 @@ NO_OVERRIDES = ["epochs=1", "train.epochs", "=", ".=1", "train.=1", "a.b.c=1", "
 
 def main():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=1000, help="cases (default: 1000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the first case; each has its own (default: 0)")
-    parser.add_argument("--jobs", type=int, default=2, help="processes at a time (default: 2)")
+    parser.add_argument("--count", type=int, default=1000, help="number of damaged configs (default: 1000)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the first case; the next cases count up from it (default: 0)"
+    )
+    parser.add_argument("--jobs", type=int, default=2, help="processes at the same time (default: 2)")
     args = parser.parse_args()
     if args.count < 1 or args.jobs < 1:
         raise UserError("--count and --jobs must be at least 1")
@@ -79,21 +82,23 @@ def main():
     for seed, printed in wrong:
         print(f"\n--seed {seed} --count 1:\n{printed[-1500:]}")
     trained, errors = (sum(verdict == which for _, verdict, _ in outcomes) for which in ("trains", "error"))
-    print(f"\n{args.count} damaged configs: {trained} would train, {errors} end with one error, {len(wrong)} are wrong")
+    print(
+        f"\n{args.count} damaged configs: {trained} would train, {errors} end with one error, {len(wrong)} do neither"
+    )
     sys.exit(1 if wrong else 0)
 
 
 def fresh_processes():
-    """Return processes forked from one that has imported train.py and run nothing."""
+    """Return a context whose processes are forked from a server that has imported train.py."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train", "src.training.network"])
     return context
 
 
 def try_case(seed, folder, context):
-    """Run train.py on a damaged config in the new `folder`; return (kind of damage, verdict, what was printed).
+    """Run train.py on a damaged config in the new `folder`; return (kind of damage, verdict, printed text).
 
-    The verdict is "trains", "error" for exit code 2 and one line of it, or "wrong".
+    The verdict is "trains", "error" for exit code 2 with one line of error, or "wrong".
     """
     kind, content, overrides = damaged_config(random.Random(seed))
     folder.mkdir(parents=True)
@@ -113,20 +118,20 @@ def try_case(seed, folder, context):
 
 
 class WouldTrainError(Exception):
-    """All that comes before the network went well."""
+    """train.py has done everything before the network without an error."""
 
 
 def run_train(arguments, folder):
-    """Be train.py in `folder` until it would build the network, with stderr in a file there."""
+    """Run train.py in `folder` until it would build the network, with stderr in a file there."""
     os.chdir(folder)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(os.open("stderr", os.O_WRONLY | os.O_CREAT), 2)
     sys.argv = ["train.py", *arguments]
-    whole = train.train
+    original = train.train
 
     def begin(config, *others):
         learning_rates(config, 40)
-        whole(config, *others)
+        original(config, *others)
 
     def stop(*_):
         raise WouldTrainError
@@ -139,7 +144,7 @@ def run_train(arguments, folder):
 
 
 def damaged_config(chance):
-    """Return (kind of damage, a config file's bytes, overrides for the command line), drawn from `chance`."""
+    """Return (kind of damage, bytes of the config file, overrides), chosen by the random generator `chance`."""
     text = chance.choice(CONFIGS).read_text()
     kind = chance.choice(sorted(KINDS))
     damaged = KINDS[kind](chance, text)
@@ -189,7 +194,7 @@ def change_values(chance, text):
 
 
 def shift_numbers(chance, text):
-    """Multiply, negate or nudge numbers that stand in the file."""
+    """Multiply, negate or slightly change numbers in the file."""
 
     def shifted(match):
         if chance.random() < 0.7:
@@ -205,7 +210,7 @@ def override(chance, text):
     return [f"{chance.choice(KEYS)}={chance.choice(OVERRIDES)}" for _ in range(chance.choice([1, 1, 2]))]
 
 
-def cut_short(chance, text):
+def truncate(chance, text):
     return text.encode()[: chance.randrange(len(text))]
 
 
@@ -250,7 +255,7 @@ KINDS = {
     "value": change_values,
     "number": shift_numbers,
     "override": override,
-    "cut": cut_short,
+    "cut": truncate,
     "double": double_line,
     "indent": indent_line,
     "snippet": insert_snippet,

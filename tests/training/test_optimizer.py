@@ -1,3 +1,5 @@
+"""The optimizers against their formulas in NumPy; learning rates of the head; frozen parts."""
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from src.training.step import TrainStep
 
 
 class Linear(nn.Cell):
-    """Logits without a preprocessing: (N, 3) float32 to (N, 2)."""
+    """A classifier without preprocessing: (N, 3) float32 to logits (N, 2)."""
 
     features = 3
 
@@ -72,7 +74,7 @@ def test_steps_follow_momentum_sgd_with_decay_on_weights_only(nesterov, compiled
 
 
 class Weights(nn.Cell):
-    """A weight and a bias, of sizes that vectorised operators do not divide evenly, and a head's weight."""
+    """A weight, a bias and the weight of a head; their sizes are no multiples of a vector register's length."""
 
     shapes = {"weight": (13, 7), "bias": (13,), "head.weight": (3, 13)}
 
@@ -85,7 +87,7 @@ class Weights(nn.Cell):
 
 
 def random_gradients(generator):
-    """Return gradients of very different sizes, with zeros in them, by the names of Weights' parameters."""
+    """Return gradients by parameter name, of very different magnitudes, some of their elements zero."""
     gradients = {}
     for name, shape in Weights.shapes.items():
         size = 10.0 ** generator.integers(-3, 2)
@@ -148,8 +150,8 @@ EACH = ("sgd", "rmsprop", "adamw", "lamb", "lion")
 
 
 def make(name, weights, **settings):
-    own = {"name": name, "lr": 0.02, "head_lr": 0.05, "weight_decay": 0.3, **settings}
-    config = make_config({"optimizer": own})
+    section = {"name": name, "lr": 0.02, "head_lr": 0.05, "weight_decay": 0.3, **settings}
+    config = make_config({"optimizer": section})
     return config.optimizer, create_optimizer(config, weights)
 
 
@@ -175,10 +177,10 @@ def test_optimizer_follows_its_formula(case):
         gradients = random_gradients(generator)
         step(as_given(optimizer, gradients), ms.Tensor(rate, ms.float32))
         for name, value in expected.items():
-            own_rate = rate * 2.5 if name == "head.weight" else rate
+            parameter_rate = rate * 2.5 if name == "head.weight" else rate
             decay = 0.3 if name != "bias" or settings.decay_all else 0.0
             expected[name] = formula(
-                value, gradients[name], own_rate, decay, states[name], settings, adapt=name != "bias"
+                value, gradients[name], parameter_rate, decay, states[name], settings, adapt=name != "bias"
             )
     for parameter in optimizer.parameters:
         np.testing.assert_allclose(
@@ -186,7 +188,7 @@ def test_optimizer_follows_its_formula(case):
         )
 
 
-def test_lamb_moves_weights_that_are_zero_and_keeps_those_without_gradient():
+def test_lamb_updates_weights_that_are_zero_and_keeps_weights_with_zero_gradients():
     weights = Weights()
     weights.weight.set_data(ops.zeros_like(weights.weight))
     _, optimizer = make("lamb", weights, weight_decay=0.0)
@@ -199,7 +201,7 @@ def test_lamb_moves_weights_that_are_zero_and_keeps_those_without_gradient():
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_state_continues_bit_by_bit_from_a_file(name, tmp_path):
+def test_optimizer_resumes_from_a_file_with_the_same_bits(name, tmp_path):
     generator = np.random.default_rng(2)
     steps = [random_gradients(generator) for _ in range(4)]
     rate = ms.Tensor(0.02, ms.float32)
@@ -221,18 +223,27 @@ def test_state_continues_bit_by_bit_from_a_file(name, tmp_path):
         parameter.set_data(content[parameter.name])
     for gradients in steps[2:]:
         resumed(as_given(resumed, gradients), rate)
-    for one, other in zip([*optimizer.parameters, *optimizer.state], [*resumed.parameters, *resumed.state]):
-        np.testing.assert_array_equal(one.asnumpy(), other.asnumpy(), err_msg=one.name)
+    for expected, found in zip([*optimizer.parameters, *optimizer.state], [*resumed.parameters, *resumed.state]):
+        np.testing.assert_array_equal(found.asnumpy(), expected.asnumpy(), err_msg=expected.name)
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"name": "adam"}, "optimizer.name: 'adam' is not one of sgd, rmsprop, adamw, lamb, lion; did you mean adamw?"),
-        ({"name": "adamw", "momentum": 0.9}, "optimizer.momentum: 0.9 is for sgd, rmsprop only, not adamw"),
-        ({"name": "rmsprop", "nesterov": True}, "optimizer.nesterov: True is for sgd only, not rmsprop"),
-        ({"name": "lion", "epsilon": 1e-8}, "optimizer.epsilon: 1e-08 is for rmsprop, adamw, lamb only, not lion"),
-        ({"betas": [0.9, 0.99]}, "optimizer.betas: .* is for adamw, lamb, lion only, not sgd"),
+        (
+            {"name": "adamw", "momentum": 0.9},
+            r"optimizer.momentum: is used with name=sgd, rmsprop only \(found name=adamw\)",
+        ),
+        (
+            {"name": "rmsprop", "nesterov": True},
+            r"optimizer.nesterov: is used with name=sgd only \(found name=rmsprop\)",
+        ),
+        (
+            {"name": "lion", "epsilon": 1e-8},
+            r"optimizer.epsilon: is used with name=rmsprop, adamw, lamb only \(found name=lion\)",
+        ),
+        ({"betas": [0.9, 0.99]}, r"optimizer.betas: is used with name=adamw, lamb, lion only \(found name=sgd\)"),
         ({"name": "adamw", "betas": [0.9]}, "optimizer.betas: .* must be two numbers between 0 and 1"),
         ({"name": "adamw", "betas": [0.9, 1.0]}, "optimizer.betas: .* must be two numbers between 0 and 1"),
         ({"weight_decay": 0.0, "decay_all": True}, "optimizer.decay_all: true needs optimizer.weight_decay above 0"),
@@ -240,12 +251,12 @@ def test_state_continues_bit_by_bit_from_a_file(name, tmp_path):
     ],
     ids=str,
 )
-def test_impossible_optimizer_is_named(settings, said):
-    with pytest.raises(UserError, match=said):
+def test_invalid_optimizer_settings_are_errors(settings, message):
+    with pytest.raises(UserError, match=message):
         make_config({"optimizer": settings})
 
 
-def test_head_has_its_own_learning_rate():
+def test_head_has_a_separate_learning_rate():
     config = make_config(
         {
             "model": {"width": 0.5},
@@ -264,7 +275,7 @@ def test_head_has_its_own_learning_rate():
 
 
 @pytest.mark.parametrize("part", ["backbone", 2])
-def test_frozen_part_keeps_weights_and_statistics(part):
+def test_frozen_part_keeps_its_weights_and_statistics(part):
     config = make_config(
         {"model": {"name": "mobilenet_v2", "width": 0.25, "freeze": part}, "runtime": {"mode": "pynative"}}
     )
@@ -285,7 +296,7 @@ def test_frozen_part_keeps_weights_and_statistics(part):
         assert "backbone.blocks.2.layers.0.norm.moving_mean" in changed
 
 
-def test_freezing_more_blocks_than_there_are_is_an_error():
+def test_freezing_more_blocks_than_the_network_has_is_an_error():
     config = make_config({"model": {"name": "mobilenet_v2", "width": 0.25, "freeze": 99}})
     with pytest.raises(UserError, match="model.freeze: 99 is more than the 17 blocks"):
         create_model(config.model, config.data, 3).freeze(config.model.freeze)

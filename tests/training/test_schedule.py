@@ -1,3 +1,5 @@
+"""The learning rate schedules against their formulas."""
+
 import math
 
 import numpy as np
@@ -19,7 +21,7 @@ def rates_of(schedule, steps=STEPS, ranks=1, train=None, **optimizer):
     return learning_rates(make_config(tree), steps, ranks)
 
 
-# Of the share p of the run after the warm-up and the epochs e after it: the rate over the peak.
+# Learning rate / peak; p is the fraction of the run after the warm-up, e the number of epochs after the warm-up.
 SMOOTH = [
     ({"name": "cosine"}, lambda p, e: 0.5 * (1 + math.cos(math.pi * p))),
     ({"name": "cosine", "end_lr": 0.1}, lambda p, e: 0.25 + 0.75 * math.cos(math.pi * p / 2) ** 2),
@@ -59,7 +61,7 @@ def test_smooth_schedule_follows_its_formula_after_the_warmup(settings, formula,
     ids=str,
 )
 @pytest.mark.parametrize("warmup", [0, 1])
-def test_schedule_falls_at_these_steps_only(settings, falls, warmup):
+def test_schedule_changes_at_these_steps_only(settings, falls, warmup):
     expected, factor = [], 1.0
     for step in range(EPOCHS * STEPS):
         factor = falls.get(step, factor)
@@ -67,7 +69,7 @@ def test_schedule_falls_at_these_steps_only(settings, falls, warmup):
     np.testing.assert_allclose(rates_of({**settings, "warmup_epochs": warmup}), expected, rtol=1e-6)
 
 
-def test_step_epochs_that_floats_cannot_express_fall_where_they_should():
+def test_step_epochs_that_floats_cannot_express_change_at_the_right_steps():
     rates = rates_of({"name": "step", "step_epochs": 0.3, "gamma": 0.5}, steps=10)
     np.testing.assert_allclose(rates, [PEAK * 0.5 ** (step // 3) for step in range(100)], rtol=1e-5)
 
@@ -78,7 +80,7 @@ def test_one_cycle_rises_and_falls_along_cosines(steps):
     rates = rates_of({"name": "one_cycle", "rise": rise, "initial_divisor": 10, "final_divisor": 1000}, steps)
     first, last = PEAK / 10, PEAK / 10 / 1000
     for step, rate in enumerate(rates):
-        # The peak is the (rise * total)-th step, counted from one, and the lowest rate the last.
+        # Counted from 1, step rise * total has the peak, and the last step has the lowest learning rate.
         if step <= rise * total - 1:
             share, begin, end = step / (rise * total - 1), first, PEAK
         else:
@@ -107,16 +109,25 @@ def test_rates_scale_with_the_images_of_an_update():
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"name": "cosin"}, "schedule.name: 'cosin' is not one of cosine, linear, .*; did you mean cosine?"),
-        ({"name": "step"}, "schedule.step_epochs: must be given for step"),
-        ({"name": "multistep"}, "schedule.milestones: must be given for multistep"),
-        ({"name": "exponential"}, "schedule.gamma: must be given for exponential"),
+        ({"name": "step"}, "schedule.step_epochs: must be given with name=step"),
+        ({"name": "multistep"}, "schedule.milestones: must be given with name=multistep"),
+        ({"name": "exponential"}, "schedule.gamma: must be given with name=exponential"),
         ({"name": "multistep", "milestones": []}, "schedule.milestones: \\[\\] must be epochs above 0"),
-        ({"name": "multistep", "milestones": [6, 3]}, "schedule.milestones: .* each later than the one before"),
-        ({"name": "constant", "end_lr": 0.1}, "schedule.end_lr: 0.1 is for cosine, linear, polynomial only, not const"),
-        ({"name": "cosine", "gamma": 0.1}, "schedule.gamma: 0.1 is for step, multistep, exponential only, not cosine"),
+        (
+            {"name": "multistep", "milestones": [6, 3]},
+            "schedule.milestones: .* must be epochs above 0 in ascending order",
+        ),
+        (
+            {"name": "constant", "end_lr": 0.1},
+            r"schedule.end_lr: is used with name=cosine, linear, polynomial only \(found name=constant\)",
+        ),
+        (
+            {"name": "cosine", "gamma": 0.1},
+            r"schedule.gamma: is used with name=step, multistep, exponential only \(found name=cosine\)",
+        ),
         ({"name": "cosine", "end_lr": 0.5}, "schedule.end_lr: 0.5 must be at most optimizer.lr, 0.4"),
         ({"name": "one_cycle", "warmup_epochs": 1}, "schedule.warmup_epochs: 1.0 is not used by one_cycle"),
         ({"name": "one_cycle", "rise": 1.0}, "schedule.rise: 1.0: .* less than 1"),
@@ -124,6 +135,6 @@ def test_rates_scale_with_the_images_of_an_update():
     ],
     ids=str,
 )
-def test_impossible_schedule_is_named(settings, said):
-    with pytest.raises(UserError, match=said):
+def test_invalid_schedule_settings_are_errors(settings, message):
+    with pytest.raises(UserError, match=message):
         rates_of(settings)

@@ -1,4 +1,4 @@
-"""The techniques of a training step, against formulas in NumPy, on a network without BatchNorm."""
+"""The techniques of a training step against formulas in NumPy."""
 
 import mindcv
 import mindspore as ms
@@ -78,7 +78,7 @@ def flat(images):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_accumulated_batches_are_one_large_batch(compiled):
+def test_accumulated_batches_equal_one_large_batch(compiled):
     images, labels = batch(24)
     network = Linear()
     weight, bias = network.arrays()
@@ -87,13 +87,31 @@ def test_accumulated_batches_are_one_large_batch(compiled):
     for update in range(2):
         for part in range(3):
             np.testing.assert_allclose(network.arrays()[0], weight, rtol=1e-5, atol=1e-6)
-            own = slice(8 * part, 8 * part + 8)
-            tensors = ms.Tensor(images[own]), ms.Tensor(labels[own]), ms.Tensor(0.5, ms.float32)
+            chosen = slice(8 * part, 8 * part + 8)
+            tensors = ms.Tensor(images[chosen]), ms.Tensor(labels[chosen]), ms.Tensor(0.5, ms.float32)
             step(*tensors, number=3 * update + part)
-        own = gradients(flat(images), np.eye(CLASSES)[labels], weight, bias)
-        weight, bias = weight - 0.5 * own[0], bias - 0.5 * own[1]
+        expected = gradients(flat(images), np.eye(CLASSES)[labels], weight, bias)
+        weight, bias = weight - 0.5 * expected[0], bias - 0.5 * expected[1]
         np.testing.assert_allclose(network.arrays()[0], weight, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(network.arrays()[1], bias, rtol=1e-5, atol=1e-6)
+
+
+def test_loading_a_state_sets_the_gradient_sums_to_zero():
+    images, labels = batch(16)
+    network = Linear()
+    weight, bias = network.arrays()
+    config = settings(train={"accumulate": 2, "batch_size": 8})
+    step = TrainStep(network, create_optimizer(config, network), config)
+    saved = {name: ms.Tensor(parameter.asnumpy().copy()) for name, parameter in step.state.items()}
+    rate = ms.Tensor(0.5, ms.float32)
+    step(ms.Tensor(np.full_like(images[:8], np.nan)), ms.Tensor(labels[:8]), rate, number=0)
+    assert not any(np.isfinite(total.asnumpy()).any() for total in step.gradient_sums)
+    step.load(saved, "state.ckpt")
+    for number, chosen in enumerate((slice(8), slice(8, 16))):
+        step(ms.Tensor(images[chosen]), ms.Tensor(labels[chosen]), rate, number=number)
+    expected = gradients(flat(images), np.eye(CLASSES)[labels], weight, bias)
+    np.testing.assert_allclose(network.arrays()[0], weight - 0.5 * expected[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(network.arrays()[1], bias - 0.5 * expected[1], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("key", "limit"), [("clip_norm", 0.2), ("clip_norm", 100.0), ("clip_value", 0.05)])
@@ -113,15 +131,15 @@ def test_gradients_are_clipped(key, limit):
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.4, 0.0), (0.0, 1.0), (0.4, 1.0)])
-def test_mixing_follows_the_papers(mixup, cutmix):
+def test_mixup_and_cutmix_follow_the_papers(mixup, cutmix):
     config = settings(augment={"mixup": mixup, "cutmix": cutmix})
     generator = np.random.default_rng(1)
     images = generator.normal(size=(5, 2, 16, 12)).astype(np.float32)
     weights, shares = [], []
     for number in range(30):
-        (drawn,) = RandomDraws(config, None).tensors(number, 5)
-        mixed, share = mix(ms.Tensor(images), ms.Tensor(drawn))
-        weight, top, bottom, left, right = drawn
+        (box,) = RandomDraws(config, None).tensors(number, 5)
+        mixed, share = mix(ms.Tensor(images), ms.Tensor(box))
+        weight, top, bottom, left, right = box
         mask = np.zeros((16, 12))
         for row in range(16):
             for column in range(12):
@@ -135,15 +153,15 @@ def test_mixing_follows_the_papers(mixup, cutmix):
     blended = [share for weight, share in zip(weights, shares) if weight < 1]
     assert bool(blended) == (mixup > 0)
     assert (len(blended) < 30) == (cutmix > 0)
-    if not cutmix:  # Beta(a, a) has the variance 1 / (4 (2 a + 1))
+    if not cutmix:  # the variance of Beta(a, a) is 1 / (4 (2 a + 1))
         assert np.var(blended) == pytest.approx(1 / (4 * (2 * mixup + 1)), rel=0.5)
 
 
 def test_loss_of_mixed_and_smoothed_labels():
     images, labels = batch(6)
     config = settings(augment={"cutmix": 1.0}, train={"label_smoothing": 0.1})
-    drawn = RandomDraws(config, None).tensors(7, 6)
-    mixed, share = (value.asnumpy().astype(np.float64) for value in mix(ms.Tensor(images), ms.Tensor(drawn[0])))
+    (box,) = RandomDraws(config, None).tensors(7, 6)
+    mixed, share = (value.asnumpy().astype(np.float64) for value in mix(ms.Tensor(images), ms.Tensor(box)))
     network = Linear()
     weight, bias = network.arrays()
     loss, logits = run(network, config, images, labels, number=7)
@@ -154,7 +172,7 @@ def test_loss_of_mixed_and_smoothed_labels():
     assert float(loss.asnumpy()) == pytest.approx(-(targets * log_softmax(expected)).sum(1).mean(), rel=1e-5)
 
 
-def test_dropout_leaves_out_its_share_and_scales_the_rest():
+def test_dropout_drops_its_share_and_scales_the_rest():
     images, labels = batch(50)
     config = settings(model={"dropout": 0.3})
     (kept,) = RandomDraws(config, FEATURES).tensors(4, 50)
@@ -165,9 +183,9 @@ def test_dropout_leaves_out_its_share_and_scales_the_rest():
     np.testing.assert_allclose(logits.asnumpy(), flat(images) * kept / 0.7 @ weight.T + bias, rtol=1e-4, atol=1e-5)
 
 
-def test_draws_depend_on_seed_rank_and_number_alone():
+def test_random_numbers_depend_on_seed_rank_and_batch_number_only():
     config = settings(model={"dropout": 0.3}, augment={"mixup": 1.0})
-    draws = [
+    random_numbers = [
         b"".join(array.tobytes() for array in RandomDraws(changed, 8, rank).tensors(number, 4))
         for changed, rank, number in [
             (config, 0, 3),
@@ -177,8 +195,8 @@ def test_draws_depend_on_seed_rank_and_number_alone():
             (make_config(config.model_dump(), ["train.seed=1"]), 0, 3),
         ]
     ]
-    assert draws[0] == draws[1]
-    assert len(set(draws)) == 4
+    assert random_numbers[0] == random_numbers[1]
+    assert len(set(random_numbers)) == 4
 
 
 def test_moving_average_follows_its_formula():
@@ -198,7 +216,7 @@ def test_moving_average_follows_its_formula():
 
 
 class Batches:
-    """A loader that shows the given images in batches of four."""
+    """A loader that gives the images in batches of four."""
 
     batch_size = 4
 
@@ -210,7 +228,7 @@ class Batches:
             yield self.images[start : start + 4], None
 
 
-def test_recalibrated_norms_have_the_mean_of_the_batches_statistics():
+def test_recalibrated_norms_have_the_mean_statistics_of_the_batches():
     network = nn.SequentialCell(nn.BatchNorm2d(2, momentum=0.97))
     norm = network[0]
     images = np.random.default_rng(0).normal(3, 2, (14, 2, 5, 6)).astype(np.float32)
@@ -229,23 +247,25 @@ def test_distillation_follows_its_formula():
     network, teacher = Linear(), Linear(seed=5)
     config = settings(distill={"teacher": "any.ckpt", "weight": 0.3, "temperature": 2.5})
     scores = flat(images) @ network.arrays()[0].T + network.arrays()[1]
-    wanted = flat(images) @ teacher.arrays()[0].T + teacher.arrays()[1]
+    teacher_scores = flat(images) @ teacher.arrays()[0].T + teacher.arrays()[1]
     loss, _ = run(network, config, images, labels, teacher=teacher)
-    hard = -log_softmax(scores)[np.arange(6), labels].mean()
-    p, q = log_softmax(wanted / 2.5), log_softmax(scores / 2.5)
-    soft = 2.5**2 * (np.exp(p) * (p - q)).sum(1).mean()
-    assert float(loss.asnumpy()) == pytest.approx(0.7 * hard + 0.3 * soft, rel=1e-5)
+    hard_loss = -log_softmax(scores)[np.arange(6), labels].mean()
+    p, q = log_softmax(teacher_scores / 2.5), log_softmax(scores / 2.5)
+    soft_loss = 2.5**2 * (np.exp(p) * (p - q)).sum(1).mean()
+    assert float(loss.asnumpy()) == pytest.approx(0.7 * hard_loss + 0.3 * soft_loss, rel=1e-5)
 
 
-def test_teacher_sees_images_in_its_own_normalisation():
-    student, own = Linear(preprocess=Preprocess([0.2], [0.5])), Linear(seed=5, preprocess=Preprocess([0.6], [0.1]))
+def test_teacher_gets_images_with_the_normalisation_of_the_teacher():
+    student = Linear(preprocess=Preprocess([0.2], [0.5]))
+    classifier = Linear(seed=5, preprocess=Preprocess([0.6], [0.1]))
     images = np.random.default_rng(0).integers(0, 256, (4, 3, 4, 1), np.uint8)
-    logits = Teacher(own, student)(student.preprocess(ms.Tensor(images)))
+    logits = Teacher(classifier, student)(student.preprocess(ms.Tensor(images)))
     pixels = (images.transpose(0, 3, 1, 2) / 255 - 0.6) / 0.1
-    np.testing.assert_allclose(logits.asnumpy(), flat(pixels) @ own.arrays()[0].T + own.arrays()[1], rtol=1e-3)
+    weight, bias = classifier.arrays()
+    np.testing.assert_allclose(logits.asnumpy(), flat(pixels) @ weight.T + bias, rtol=1e-3)
 
 
-def test_teacher_of_mindcv_has_the_weights_of_its_file(tmp_path):
+def test_mindcv_teacher_has_the_weights_of_its_file(tmp_path):
     peer = mindcv.create_model("mobilenet_v1_025", num_classes=3, in_channels=1).set_train(False)
     ms.save_checkpoint(peer, str(tmp_path / "peer.ckpt"))
     model = {"name": "shufflenet_v2", "width": 0.5}
@@ -256,7 +276,7 @@ def test_teacher_of_mindcv_has_the_weights_of_its_file(tmp_path):
     pixels = ms.Tensor(np.random.default_rng(0).normal(size=(2, 1, 32, 32)).astype(np.float32))
     logits = create_teacher(config, student, ["a", "b", "c"])(pixels)
     np.testing.assert_allclose(logits.asnumpy(), peer(pixels).asnumpy(), rtol=1e-3, atol=1e-5)
-    with pytest.raises(UserError, match=r"peer.ckpt: is of another network"):
+    with pytest.raises(UserError, match=r"peer.ckpt: the weights do not fit the network"):
         create_teacher(config, student, ["a", "b"])
 
 

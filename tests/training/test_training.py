@@ -1,4 +1,4 @@
-"""What a run keeps and how it goes on."""
+"""What a run saves, when it ends, and how it is resumed."""
 
 import json
 import resource
@@ -37,7 +37,7 @@ def names(folder):
     return sorted(path.name for path in (folder.path / "checkpoints").glob("*.ckpt"))
 
 
-def test_the_last_states_are_kept(folder):
+def test_the_newest_states_are_kept(folder):
     for epoch, batch in [(0, 5), (1, 0), (1, 5), (2, 0)]:
         folder.save_state(RunState(epoch=epoch, batch=batch), keep=2, **CONTENT)
     assert names(folder) == ["state-00001-0000005.ckpt", "state-00002-0000000.ckpt"]
@@ -59,27 +59,27 @@ def test_the_best_epochs_are_kept(folder, metric, kept, best):
     assert load_checkpoint(folder.path / "best.ckpt").epoch == best
 
 
-def test_a_damaged_state_is_skipped_saying_so(folder, capsys):
+def test_a_damaged_state_is_reported_and_skipped(folder, capsys):
     for epoch in (1, 2, 3):
         folder.save_state(RunState(epoch=epoch), keep=3, **CONTENT)
-    newest, second, _ = folder.states()
-    newest.write_bytes(newest.read_bytes()[:-40])
-    damaged = bytearray(second.read_bytes())
-    damaged[len(damaged) // 2] ^= 1
-    second.write_bytes(bytes(damaged))
+    truncated, damaged, _ = folder.states()
+    truncated.write_bytes(truncated.read_bytes()[:-40])
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(bytes(content))
     checkpoint = folder.newest_state()
     assert checkpoint.epoch == 1
-    said = capsys.readouterr().out
-    assert f"skipped: {newest}: " in said
-    assert f"skipped: {second}: " in said
+    output = capsys.readouterr().out
+    assert f"skipped: {truncated}: " in output
+    assert f"skipped: {damaged}: " in output
 
 
-def test_one_process_trains_in_a_folder(folder):
-    with pytest.raises(UserError, match="is being trained in by another process"):
+def test_only_one_process_trains_in_a_folder(folder):
+    with pytest.raises(UserError, match="run.dir: another process trains in"):
         RunFolder(folder.path).open()
 
 
-def test_what_a_kill_left_is_cleared(folder):
+def test_temporary_files_of_a_killed_process_are_removed(folder):
     (folder.path / ".metrics.csv.partial").write_text("epoch,")
     (folder.path / "checkpoints" / ".state-1.ckpt.partial.tmp").write_text("x")
     folder.lock.close()
@@ -88,43 +88,43 @@ def test_what_a_kill_left_is_cleared(folder):
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
-        ("optimizer.lr=0.2", "optimizer.lr: 0.2 differs from the run's, 0.1"),
-        ("train.seed=3", "train.seed: 3 differs from the run's, 0"),
+        ("optimizer.lr=0.2", "optimizer.lr: 0.2 differs from the run's value 0.1"),
+        ("train.seed=3", "train.seed: 3 differs from the run's value 0"),
         ("train.epochs=29", "train.epochs: 29 is fewer than the 30"),
         ("model.width=0.5", "model.width: 0.5 differs"),
     ],
 )
-def test_a_changed_setting_is_refused_by_name(override, said):
+def test_a_changed_setting_is_an_error_that_names_it(override, message):
     before = make_config({})
     with pytest.raises(UserError) as caught:
         refuse_changes(before, make_config({}, [override]))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     refuse_changes(before, make_config({}, ["train.epochs=40", "run.dir=x", "checkpoint.every_steps=5"]))
 
 
 @pytest.mark.parametrize(("epochs", "count"), [(7, 3), (6, 3), (5, 1), (3, 3)])
-def test_stages_are_equally_long_and_in_order(epochs, count):
+def test_stages_of_progressive_resizing_are_equally_long_and_in_order(epochs, count):
     stages = [stage_of(epoch, epochs, range(count)) for epoch in range(epochs)]
     assert stages == sorted(stages)
     lengths = np.bincount(stages, minlength=count)
     assert lengths.max() - lengths.min() <= 1
 
 
-def test_training_ends_when_nothing_gets_better_for_too_long():
+def test_early_stopping_ends_the_training():
     config = make_config({"train": {"epochs": 9, "patience": 3}})
-    training = Trainer(config, None, Ranks(), None, [], None, SimpleNamespace(accumulate=1))
+    trainer = Trainer(config, None, Ranks(), None, [], None, SimpleNamespace(accumulate=1))
     losses = [0.9, 0.5, 0.6, 0.7, 0.5, 0.4, 0.4]
     over = []
     for epoch, loss in enumerate(losses, 1):
-        training.state.rank({"epoch": epoch, "top1": 0.5, "top5": 1.0, "loss": loss}, "loss", 1)
-        training.state.epoch = epoch
-        over.append(training.is_over())
+        trainer.state.rank({"epoch": epoch, "top1": 0.5, "top5": 1.0, "loss": loss}, "loss", 1)
+        trainer.state.epoch = epoch
+        over.append(trainer.is_over())
     assert over == [False, False, False, False, True, False, False]
 
 
-def test_a_signal_waits_for_what_must_not_be_cut():
+def test_a_signal_waits_until_release():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     try:
         interrupts = Interrupts()
@@ -146,14 +146,14 @@ def test_a_signal_waits_for_what_must_not_be_cut():
 
 
 @pytest.mark.slow
-def test_killed_runs_end_as_if_nothing_had_happened(tmp_path):
+def test_killed_runs_end_with_the_results_of_an_uninterrupted_run(tmp_path):
     counts = kill_and_compare(tmp_path, kills=4, mode="pynative", seed=1)
     assert counts["kills"] == 4
     assert counts["different"] == 0
 
 
 @pytest.mark.slow
-def test_a_finished_run_goes_on_to_more_epochs(quickstart, script, mistake, tmp_path):
+def test_a_finished_run_is_resumed_with_more_epochs(quickstart, script, mistake, tmp_path):
     _, run, _ = quickstart
     shutil.copytree(run, tmp_path / "run")
     assert "differs from the run's" in mistake("train.py", "--resume", "run", "train.batch_size=16", cwd=tmp_path)
@@ -186,12 +186,12 @@ def test_a_loss_that_is_not_finite_ends_the_run_or_is_rolled_back(script, tmp_pa
     rollback = ["train.on_nonfinite=rollback", "train.rollback_factor=1e-8", "train.batch_size=256"]
     done = script("train.py", *arguments, "run.dir=returns", *rollback, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "back to epoch 1, step 0, with 1e-08 of the learning rate" in done.stdout
+    assert "returned to epoch 1, step 0, and the learning rate is now multiplied by 1e-08" in done.stdout
     assert load_checkpoint(tmp_path / "returns" / "last.ckpt").state["rollbacks"] == 1
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_the_run_with_one_line_and_leaves_what_was_written(quickstart, command, tmp_path):
+def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_saved_states(quickstart, command, tmp_path):
     _, run, _ = quickstart
     shutil.copytree(run, tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.ckpt")}

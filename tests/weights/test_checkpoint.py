@@ -24,7 +24,7 @@ def saved(tmp_path):
     return path, config, classifier
 
 
-def test_checkpoint_gives_back_all_it_was_given(saved):
+def test_a_loaded_checkpoint_equals_the_saved_checkpoint(saved):
     path, config, classifier = saved
     checkpoint = load_checkpoint(path)
     assert checkpoint.config == config
@@ -37,12 +37,12 @@ def test_checkpoint_gives_back_all_it_was_given(saved):
     assert [file.name for file in path.parent.iterdir()] == ["best.ckpt"]
 
 
-def test_cut_short_anywhere_is_an_error(saved, capfd):
+def test_a_truncated_file_is_an_error(saved, capfd):
     path, _, _ = saved
     content = path.read_bytes()
     for length in [0, 1, 100, *np.linspace(200, len(content) - 20, 12).astype(int)]:
         path.write_bytes(content[:length])
-        with pytest.raises(UserError, match=r"best.ckpt: .*(cut short|description is missing)"):
+        with pytest.raises(UserError, match=r"best.ckpt: .*(truncated|description is missing)"):
             load_checkpoint(path)
     assert capfd.readouterr().err == ""
 
@@ -58,13 +58,13 @@ def test_flipped_bits_are_an_error(saved):
             restore(load_checkpoint(path))
 
 
-def test_missing_foreign_and_other_files_are_errors(saved, tmp_path):
+def test_missing_files_and_files_of_other_programs_are_errors(saved, tmp_path):
     path, _, classifier = saved
     with pytest.raises(UserError, match="no such checkpoint"):
         load_checkpoint(tmp_path / "nowhere.ckpt")
     text = tmp_path / "notes.ckpt"
-    text.write_text("this is no checkpoint")
-    with pytest.raises(UserError, match=r"notes.ckpt: is cut short, damaged, or not a checkpoint"):
+    text.write_text("this is not a checkpoint")
+    with pytest.raises(UserError, match=r"notes.ckpt: is truncated, damaged, or not a checkpoint"):
         load_checkpoint(text)
     other_suffix = tmp_path / "photo.jpg"
     other_suffix.write_bytes(path.read_bytes())
@@ -81,11 +81,14 @@ def test_weights_of_another_network_are_an_error(saved):
     wider = make_config(config.model_dump(), ["model.width=1.0"])
     weights = create_model(wider.model, wider.data, len(CLASSES)).parameters_dict()
     save_checkpoint(path, weights, config, CLASSES, 1, BEST)
-    with pytest.raises(UserError, match=r"best.ckpt: is of another network than its config says"):
+    with pytest.raises(
+        UserError,
+        match=r"best.ckpt: the weights do not fit the network of its config: shape of \S+ \(found .*, expected .*\)",
+    ):
         restore(load_checkpoint(path))
 
 
-def test_only_where_and_how_can_change_for_a_checkpoint(saved):
+def test_settings_that_change_the_network_cannot_be_overridden(saved):
     _, config, _ = saved
     assert adapt_config(config, ["runtime.mode=pynative"]).runtime.mode == "pynative"
     with pytest.raises(UserError, match=r"model.width=1.0: cannot be changed for a trained network"):

@@ -1,7 +1,7 @@
-"""Full-size networks against torchvision and timm themselves, through real `.pth` files, where PyTorch is installed.
+"""Compare full-size networks with torchvision and timm, through real `.pth` files. These tests need PyTorch.
 
-tests/reference/write_parity_references.py says how to install it. Everywhere, tests/weights/test_pretrained.py checks
-narrower networks against stored logits.
+tests/reference/write_parity_references.py says how to install it. Without PyTorch, tests/weights/test_pretrained.py
+compares narrower networks with stored logits.
 """
 
 import mindspore as ms
@@ -14,13 +14,13 @@ from src.weights.pretrained import load_pretrained
 from tests.reference.random_weights import random_images, random_tensor
 
 torch = pytest.importorskip("torch")
-# torchvision's compiled operators are built for another torch; its models need only their names.
+# torchvision's compiled operators are for another version of torch. Its models need only the names of the operators.
 LIBRARY = torch.library.Library("torchvision", "DEF")
 for operator in ("nms", "qnms"):
     LIBRARY.define(f"{operator}(Tensor a, Tensor b, float c) -> Tensor")
 timm, models = pytest.importorskip("timm"), pytest.importorskip("torchvision").models
 
-NETWORKS = [  # our settings, the source, how it makes the network
+NETWORKS = [  # our settings, the library, the function that builds its network
     ({"name": "mobilenet_v2"}, "torchvision", models.mobilenet_v2),
     ({"name": "shufflenet_v2", "layout": "equal_split"}, "torchvision", models.shufflenet_v2_x1_0),
     ({"name": "mnasnet"}, "torchvision", models.mnasnet1_0),
@@ -35,7 +35,7 @@ NETWORKS = [  # our settings, the source, how it makes the network
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("settings", "source", "make"), NETWORKS, ids=lambda value: str(value))
-def test_logits_are_the_sources_own(settings, source, make, tmp_path):
+def test_logits_equal_the_logits_of_the_library(settings, source, make, tmp_path):
     peer = make().eval()
     images = random_images()
     with torch.no_grad():

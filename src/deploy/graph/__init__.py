@@ -1,1 +1,1 @@
-"""The graph of an exported network: reading, rewriting and writing it as MindIR or ONNX."""
+"""The graph of an exported network: read it from MindIR, rewrite it, and write it as MindIR or ONNX."""

@@ -1,59 +1,66 @@
-"""The graph of a network as it is shipped: operators of MindSpore with constant weights, in the order they run."""
+"""The graph of an exported network: MindSpore's operators with constant weights, in the order in which they run."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
-TYPE_IDS = {"float16": 42, "float32": 43}  # the numbers by which MindSpore's Cast is told a type
+import numpy as np
+
+TYPE_IDS = {"float16": 42, "float32": 43}  # MindSpore's Cast takes its target type as one of these numbers
 
 
 @dataclass(frozen=True)
 class Value:
-    """What flows between operators: a tensor of fixed shape; `dtype` is NumPy's name."""
+    """A tensor of fixed shape: the graph's input or an output of an operator. `dtype` is NumPy's name."""
 
     name: str
-    shape: tuple
+    shape: tuple[int, ...]
     dtype: str
 
 
 @dataclass
 class Node:
-    """One operator. `inputs` are names of values or constants; a Concat's are the maps that it joins.
+    """One operator. `inputs` are names of values or constants; a Concat has one name per feature map that it joins.
 
-    `attributes` holds all that is no tensor by MindSpore's names of the operator's arguments, such as `input_perm`.
+    `attributes` holds the arguments that are not tensors, by MindSpore's argument names, such as `input_perm`.
     """
 
     op: str
-    inputs: list
-    outputs: list  # Values
-    attributes: dict = field(default_factory=dict)
+    inputs: list[str]
+    outputs: list[Value]
+    attributes: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def output(self):
+    def output(self) -> Value:
+        """The first output."""
         return self.outputs[0]
 
 
 @dataclass
 class Graph:
-    """A network of one input and one output."""
+    """A network with one input and one output."""
 
     input: Value
     output: Value
-    nodes: list
-    constants: dict  # name: NumPy array
+    nodes: list[Node]
+    constants: dict[str, np.ndarray]
 
-    def makers(self):
-        """Return {name of a value: the node that makes it}."""
+    def producers(self) -> dict[str, Node]:
+        """Return {name of a value: the node that outputs it}."""
         return {value.name: node for node in self.nodes for value in node.outputs}
 
-    def users(self):
-        """Return {name of a value or constant: the nodes that take it}; the output is taken by None."""
-        users = {self.output.name: [None]}
+    def consumers(self) -> dict[str, list[Any]]:
+        """Return {name of a value or constant: the nodes that take it as an input}.
+
+        The list of the graph's output also contains None, because the caller of the graph uses it.
+        """
+        consumers: dict[str, list[Any]] = {self.output.name: [None]}
         for node in self.nodes:
             for name in node.inputs:
-                users.setdefault(name, []).append(node)
-        return users
+                consumers.setdefault(name, []).append(node)
+        return consumers
 
-    def prune(self):
-        """Drop the nodes and constants that the output does not depend on."""
+    def prune(self) -> None:
+        """Remove the nodes and constants that the output does not depend on."""
         needed, kept = {self.output.name}, []
         for node in reversed(self.nodes):
             if needed & {value.name for value in node.outputs}:

@@ -1,16 +1,22 @@
-"""Rewriting a graph so that device runtimes compute the same faster: each pass changes a `Graph` in place."""
+"""Passes that rewrite a graph so that device runtimes compute the same outputs faster.
+
+Each pass changes a `Graph` in place.
+"""
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from src.deploy.graph.graph import TYPE_IDS, Node, Value
+from src.deploy.graph.graph import TYPE_IDS, Graph, Node, Value
 from src.errors import UserError
 
 SLICE_MASKS = ("begin_mask", "end_mask", "ellipsis_mask", "new_axis_mask", "shrink_axis_mask")
-MOST_SLICES = 8  # that are faster than one gather
+MAX_SLICES = 8  # one gather is faster than more slices
 
 
-def optimize(graph):
-    """Apply all passes."""
+def optimize(graph: Graph) -> None:
+    """Apply the passes that help every runtime."""
     fold_batch_norm(graph)
     fold_normalization(graph)
     replace_pools(graph)
@@ -19,47 +25,50 @@ def optimize(graph):
     graph.prune()
 
 
-def fold_batch_norm(graph):
-    """Make each BatchNorm part of the convolution before it, which gets a bias where it has none."""
-    makers, users = graph.makers(), graph.users()
+def fold_batch_norm(graph: Graph) -> None:
+    """Fold each BatchNorm into the convolution before it; its shift becomes a BiasAdd after the convolution."""
+    producers, consumers = graph.producers(), graph.consumers()
     for node in [node for node in graph.nodes if node.op == "BatchNorm"]:
-        before = makers.get(node.inputs[0])
-        if before is None or before.op != "Conv2D" or len(users[before.output.name]) > 1:
+        conv = producers.get(node.inputs[0])
+        if conv is None or conv.op != "Conv2D" or len(consumers[conv.output.name]) > 1:
             continue
-        if any(name not in graph.constants for name in (*before.inputs[1:], *node.inputs[1:])):
+        if any(name not in graph.constants for name in (*conv.inputs[1:], *node.inputs[1:])):
             continue
         gamma, beta, mean, variance = (graph.constants[name].astype(np.float64) for name in node.inputs[1:5])
         scale = gamma / np.sqrt(variance + node.attributes["epsilon"])
-        weight = graph.constants[before.inputs[1]].astype(np.float64) * scale[:, None, None, None]
-        name = before.output.name
+        weight = graph.constants[conv.inputs[1]].astype(np.float64) * scale[:, None, None, None]
+        name = conv.output.name
         graph.constants[f"{name}_weight"] = weight.astype(np.float32)
         graph.constants[f"{name}_bias"] = (beta - mean * scale).astype(np.float32)
-        before.inputs = [before.inputs[0], f"{name}_weight"]
+        conv.inputs = [conv.inputs[0], f"{name}_weight"]
         node.op, node.inputs, node.attributes = "BiasAdd", [name, f"{name}_bias"], {"format": "NCHW"}
         node.outputs = node.outputs[:1]
 
 
-def fold_normalization(graph):
-    """Let the stem normalise pixels: the scale goes into its weights, the mean but for one number into its bias.
+def fold_normalization(graph: Graph) -> None:
+    """Fold the normalisation of pixels into the first convolution.
 
-    That number, the same for all channels, is subtracted: so pixels stay small, and rounding, too. The stem's padding
-    with zeros, the normalised mean, becomes a border. MindSpore Lite takes as long to subtract a number a channel and
-    to multiply by one as for a third of ShuffleNetV2 0.5x.
+    The scale goes into the weights. The mean is split in two: one number, the same for all channels, is still
+    subtracted from the pixels, and the rest goes into the bias. The subtraction keeps pixels near zero, and so keeps
+    rounding errors small. The convolution padded normalised pixels with zeros; now `add_border` pads with the mean.
+
+    The reason: MindSpore Lite needs as long to subtract and multiply by a number per channel as for a third of
+    ShuffleNetV2 0.5x.
     """
-    makers, users = graph.makers(), graph.users()
+    producers, consumers = graph.producers(), graph.consumers()
     for bias in [node for node in graph.nodes if node.op == "BiasAdd"]:
         chain = [bias]
         for op in ("Conv2D", "Mul", "Sub"):
-            before = makers.get(chain[-1].inputs[0])
-            if before is None or before.op != op or len(users[before.output.name]) > 1:
+            producer = producers.get(chain[-1].inputs[0])
+            if producer is None or producer.op != op or len(consumers[producer.output.name]) > 1:
                 break
-            chain.append(before)
+            chain.append(producer)
         if len(chain) < 4:
             continue
         _, conv, mul, sub = chain
         shape = sub.output.shape
         scale, mean = (graph.constants.get(node.inputs[1]) for node in (mul, sub))
-        if any(array is None or array.size not in (1, shape[1]) for array in (scale, mean)):
+        if scale is None or mean is None or not {scale.size, mean.size} <= {1, shape[1]}:
             continue
         if conv.attributes["group"] != 1 or conv.attributes["pad_mode"].lower() != "pad":
             continue
@@ -71,20 +80,21 @@ def fold_normalization(graph):
         arrays = (weight, shifted, np.array([common]))
         graph.constants.update((name, array.astype(np.float32)) for name, array in zip(names, arrays))
         sub.inputs = [sub.inputs[0], names[2]]
-        bordered = surround(graph, sub.output.name, shape, mean - common, conv.attributes["pad_list"])
+        border = add_border(graph, sub.output.name, shape, mean - common, conv.attributes["pad_list"])
         position = graph.nodes.index(sub) + 1
-        graph.nodes[position:position] = bordered
-        conv.inputs = [bordered[-1].output.name if bordered else sub.output.name, names[0]]
+        graph.nodes[position:position] = border
+        conv.inputs = [border[-1].output.name if border else sub.output.name, names[0]]
         conv.attributes.update(pad=(0, 0, 0, 0), pad_list=(0, 0, 0, 0), pad_mode="valid")
         bias.inputs = [conv.output.name, names[1]]
 
 
-def surround(graph, name, shape, colour, pads):
-    """Return the nodes that put a border around the maps `name`: `pads` pixels at top, bottom, left and right.
+def add_border(graph: Graph, name: str, shape: tuple[int, ...], colour: np.ndarray, pads: Sequence[int]) -> list[Node]:
+    """Return the nodes that put a border around the feature maps `name`, and add their constants to the graph.
 
-    `shape` is that of the maps, (N, C, H, W), and `colour` has the C numbers of a pixel of the border.
+    `shape` is the shape of the feature maps, (N, C, H, W). `colour` (C) is one pixel of the border. `pads` is the
+    border's width in pixels at top, bottom, left and right.
     """
-    nodes = []
+    nodes: list[Node] = []
     for axis, (before, after) in ((2, pads[:2]), (3, pads[2:])):
         parts = [name]
         for width, position in ((before, 0), (after, 2)):
@@ -99,20 +109,22 @@ def surround(graph, name, shape, colour, pads):
     return nodes
 
 
-def replace_pools(graph):
-    """Make two-dimensional operators of the three-dimensional ones by which MindSpore does padded pooling.
+def replace_pools(graph: Graph) -> None:
+    """Replace the three-dimensional operators that MindSpore exports for padded pooling by two-dimensional operators.
 
-    Their input is (N, C, H, W) made (N, C, 1, H, W). The average is a depthwise convolution; the maximum pads itself,
-    as in MindSpore Lite and ONNX.
+    MindSpore reshapes (N, C, H, W) to (N, C, 1, H, W), pools, and squeezes. An average pooling becomes a depthwise
+    convolution. A max pooling becomes MaxPool with padding, which MindSpore Lite and ONNX have.
     """
-    makers, users = graph.makers(), graph.users()
+    producers, consumers = graph.producers(), graph.consumers()
     for node in [node for node in graph.nodes if node.op in ("MaxPool3DWithArgmax", "AvgPool3D")]:
-        source = makers[node.inputs[0]].inputs[0]
-        squeeze, attributes = users[node.output.name][0], node.attributes
+        source = producers[node.inputs[0]].inputs[0]
+        squeeze, attributes = consumers[node.output.name][0], node.attributes
         strides = (1, 1, *attributes["strides"][-2:])
         if node.op == "AvgPool3D":
             if attributes.get("divisor_override") or not attributes.get("count_include_pad", True):
-                raise UserError("an average pooling that divides by another number than its window cannot be exported")
+                raise UserError(
+                    "operator AvgPool3D: is supported in an export only if it divides by the size of its window"
+                )
             kernel, channels = attributes["kernel_size"][-2:], squeeze.output.shape[1]
             weight = f"{squeeze.output.name}_weight"
             graph.constants[weight] = np.full((channels, 1, *kernel), 1 / np.prod(kernel), np.float32)
@@ -130,15 +142,15 @@ def replace_pools(graph):
         }
 
 
-def pool_means(graph):
-    """Make a pooling of the mean over whole maps, for MindSpore Lite's converter: Lite would transpose them for a mean.
+def pool_means(graph: Graph) -> None:
+    """Replace the mean over whole feature maps by an average pooling, for MindSpore Lite's converter.
 
-    MindSpore itself loads no such pooling from MindIR.
+    Lite would transpose the feature maps for a mean. MindSpore itself cannot load such a pooling from MindIR.
     """
-    makers = graph.makers()
+    producers = graph.producers()
     for node in graph.nodes:
         if node.op == "ReduceMean" and node.attributes["axis"] == (2, 3) and node.attributes["keep_dims"]:
-            height, width = makers[node.inputs[0]].output.shape[2:]
+            height, width = producers[node.inputs[0]].output.shape[2:]
             node.op = "AvgPool"
             node.attributes = {
                 "kernel_size": (1, 1, height, width),
@@ -148,14 +160,21 @@ def pool_means(graph):
             }
 
 
-def separate_padding(graph):
-    """Let an operator of its own pad a max pooling with zeros, which is right after a ReLU: MindSpore's cannot."""
-    makers, nodes = graph.makers(), []
+def separate_padding(graph: Graph) -> None:
+    """Put the padding of a max pooling into a separate Pad operator, because MindSpore's MaxPool cannot pad.
+
+    Pad fills in zeros. This is right only after a ReLU, whose outputs are never below zero; otherwise it is a
+    `UserError`.
+    """
+    producers = graph.producers()
+    nodes: list[Node] = []
     for node in graph.nodes:
         if node.op == "MaxPool" and node.attributes["pad_mode"] == "PAD":
-            source = makers[node.inputs[0]]
+            source = producers[node.inputs[0]]
             if source.op not in ("ReLU", "ReLU6"):
-                raise UserError("a max pooling padded with zeros is exported to MindIR after a ReLU only")
+                raise UserError(
+                    f"--format mindir: a padded max pooling is supported after ReLU or ReLU6 only (found {source.op})"
+                )
             top, bottom, left, right = node.attributes.pop("pad")
             n, c, height, width = source.output.shape
             shape = (n, c, height + top + bottom, width + left + right)
@@ -167,7 +186,10 @@ def separate_padding(graph):
     graph.nodes = nodes
 
 
-def depthwise_attributes(kernel, strides, pads, channels):
+def depthwise_attributes(
+    kernel: Sequence[int], strides: Sequence[int], pads: Sequence[int], channels: int
+) -> dict[str, Any]:
+    """Return the attributes of a depthwise Conv2D; `pads` are top, bottom, left and right."""
     return {
         "kernel_size": tuple(kernel),
         "mode": 1,
@@ -183,36 +205,39 @@ def depthwise_attributes(kernel, strides, pads, channels):
     }
 
 
-def replace_shuffles(graph):
-    """Make slices of each channel shuffle (reshape, transpose, reshape): one for each part that is split off after it.
+def replace_shuffles(graph: Graph) -> None:
+    """Replace each channel shuffle (reshape, transpose, reshape) by slices.
 
-    A shuffle that nothing splits becomes slices joined again, or a gather where there would be many.
+    If a split follows the shuffle, each part of the split becomes one slice. Otherwise the slices are concatenated, or
+    one gather takes their place if there would be more than `MAX_SLICES`.
     """
-    users = graph.users()
-    for first in [node for node in graph.nodes if node.op == "Reshape" and len(node.output.shape) == 5]:
-        transpose = users[first.output.name][0]
-        last = users[transpose.output.name][0]
-        batch, runs, each, height, width = first.output.shape
-        shuffled = (batch, runs * each, height, width)
-        if transpose.attributes.get("input_perm") != (0, 2, 1, 3, 4) or last.output.shape != shuffled:
+    consumers = graph.consumers()
+    for to_groups in [node for node in graph.nodes if node.op == "Reshape" and len(node.output.shape) == 5]:
+        transpose = consumers[to_groups.output.name][0]
+        from_groups = consumers[transpose.output.name][0]
+        batch, groups, group_size, height, width = to_groups.output.shape
+        shuffled = (batch, groups * group_size, height, width)
+        if transpose.attributes.get("input_perm") != (0, 2, 1, 3, 4) or from_groups.output.shape != shuffled:
             continue
-        source, after = first.inputs[0], users[last.output.name]
-        order = np.arange(runs * each).reshape(runs, each).T.reshape(-1)
-        if len(after) == 1 and after[0] is not None and after[0].op == "Split":
-            replaced, values, joined = after[0], after[0].outputs, []
-        elif each > MOST_SLICES:
-            replaced, values, joined = last, last.outputs, []
+        source, following = to_groups.inputs[0], consumers[from_groups.output.name]
+        order = np.arange(groups * group_size).reshape(groups, group_size).T.reshape(-1)
+        concat: list[Node] = []
+        if len(following) == 1 and following[0] is not None and following[0].op == "Split":
+            replaced, values = following[0], following[0].outputs
+        elif group_size > MAX_SLICES:
+            replaced, values = from_groups, from_groups.outputs
         else:
-            replaced, shape = last, (batch, runs, height, width)
-            values = [Value(f"{last.output.name}_part_{i}", shape, last.output.dtype) for i in range(each)]
-            joined = [Node("Concat", [value.name for value in values], last.outputs, {"axis": 1})]
+            output, shape = from_groups.output, (batch, groups, height, width)
+            replaced = from_groups
+            values = [Value(f"{output.name}_part_{i}", shape, output.dtype) for i in range(group_size)]
+            concat = [Node("Concat", [value.name for value in values], from_groups.outputs, {"axis": 1})]
         parts = zip(values, np.split(order, len(values)))
         position = graph.nodes.index(replaced)
-        graph.nodes[position : position + 1] = [select(graph, source, *part) for part in parts] + joined
+        graph.nodes[position : position + 1] = [select_channels(graph, source, *part) for part in parts] + concat
 
 
-def select(graph, source, value, channels):
-    """Return the node that makes `value` of these channels of `source`."""
+def select_channels(graph: Graph, source: str, value: Value, channels: np.ndarray) -> Node:
+    """Return the node that outputs `value`: the feature maps of `source` at the indices `channels`."""
     steps = np.unique(np.diff(channels))
     if len(steps) > 1:
         indices = f"{value.name}_channels"
@@ -228,10 +253,10 @@ def select(graph, source, value, channels):
     return Node("StridedSlice", [source], [value], attributes)
 
 
-def drop_no_ops(graph):
-    """Take out nodes whose output is their input: reshapes to the same shape, slices and splits of everything."""
+def drop_no_ops(graph: Graph) -> None:
+    """Bypass reshapes and slices whose output is equal to their input."""
     shapes = {graph.input.name: graph.input.shape}
-    same = {}
+    same: dict[str, str] = {}
     for node in graph.nodes:
         node.inputs = [same.get(name, name) for name in node.inputs]
         shapes.update((value.name, value.shape) for value in node.outputs)
@@ -240,13 +265,13 @@ def drop_no_ops(graph):
             same[node.output.name] = node.inputs[0]
 
 
-def halve_weights(graph):
-    """Keep the weights as float16, widened again as the network starts: half the size, the same arithmetic."""
-    widened, weights = {}, {node.inputs[1] for node in graph.nodes if node.op in ("Conv2D", "MatMul")}
+def halve_weights(graph: Graph) -> None:
+    """Store the weights as float16 and cast them to float32 at the start: half the size, the same arithmetic."""
+    casts, weights = {}, {node.inputs[1] for node in graph.nodes if node.op in ("Conv2D", "MatMul")}
     for name, array in list(graph.constants.items()):
         if array.dtype == np.float32 and name in weights:
             half = f"{name}_half"
             graph.constants[half] = graph.constants.pop(name).astype(np.float16)
             value = Value(name, array.shape, "float32")
-            widened[name] = Node("Cast", [half], [value], {"dtype": TYPE_IDS["float32"]})
-    graph.nodes = [*widened.values(), *graph.nodes]
+            casts[name] = Node("Cast", [half], [value], {"dtype": TYPE_IDS["float32"]})
+    graph.nodes = [*casts.values(), *graph.nodes]

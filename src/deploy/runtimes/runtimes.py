@@ -1,28 +1,47 @@
-"""The runtimes that execute an artefact, behind one method: `run(array) -> array`."""
+"""The runtimes that execute exported files, all with the same method: `run(array) -> array`."""
+
+from pathlib import Path
+from typing import Optional, Protocol, Union
 
 import mindspore as ms
+import numpy as np
 from mindspore import nn
 
 from src.deploy.runtimes.lite import Lite, need_lite
 from src.errors import UserError
 
 
+class Runtime(Protocol):
+    """What MindSporeRuntime, OnnxRuntime and Lite have in common."""
+
+    name: str
+    version: str
+
+    def run(self, array: np.ndarray) -> np.ndarray:
+        """Return the output for one input."""
+
+    def close(self) -> None:
+        """Release the model."""
+
+
 class MindSporeRuntime:
-    """MindSpore itself, for MindIR."""
+    """MindSpore, for MindIR files."""
 
     name, package = "MindSpore", "mindspore"
     version = ms.__version__
 
-    def __init__(self, path, threads=0):
+    def __init__(self, path: Union[str, Path], threads: int = 0) -> None:
         if threads:
             ms.runtime.dispatch_threads_num(threads)
             ms.set_context(runtime_num_threads=threads)
         self.network = nn.GraphCell(ms.load(str(path)))
 
-    def run(self, array):
+    def run(self, array: np.ndarray) -> np.ndarray:
+        """Return the output for one input."""
         return self.network(ms.Tensor(array)).asnumpy()
 
-    def close(self):
+    def close(self) -> None:
+        """Release the model."""
         self.network = None
 
 
@@ -31,8 +50,8 @@ class OnnxRuntime:
 
     name, package = "ONNX Runtime", "onnxruntime"
 
-    def __init__(self, path, threads=0):
-        import onnxruntime  # two seconds that other formats need not wait
+    def __init__(self, path: Union[str, Path], threads: int = 0) -> None:
+        import onnxruntime  # takes two seconds, and other formats do not need it
 
         self.version = onnxruntime.__version__
         options = onnxruntime.SessionOptions()
@@ -40,25 +59,27 @@ class OnnxRuntime:
         options.log_severity_level = 3
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
-        except Exception as error:  # its exceptions have no common class of their own
+        except Exception as error:  # its exceptions have no common base class
             raise UserError(f"{path}: ONNX Runtime cannot load it: {error}") from None
 
-    def run(self, array):
+    def run(self, array: np.ndarray) -> np.ndarray:
+        """Return the output for one input."""
         return self.session.run(None, {self.session.get_inputs()[0].name: array})[0]
 
-    def close(self):
+    def close(self) -> None:
+        """Release the model."""
         self.session = None
 
 
-def lite_runtime(path, python, threads=0):
-    """Return a `Lite` with the model loaded."""
+def lite_runtime(path: Union[str, Path], python: str, threads: int = 0) -> Lite:
+    """Return a `Lite` that has loaded the model at `path`."""
     lite = Lite(python)
     lite.load(path, threads)
     return lite
 
 
-def open_runtime(path, lite_python=None):
-    """Return the runtime that an artefact is made for, by its ending."""
+def open_runtime(path: Union[str, Path], lite_python: Optional[str] = None) -> Runtime:
+    """Return the runtime for an exported file, chosen by the file extension."""
     if str(path).endswith(".onnx"):
         return OnnxRuntime(path)
     if str(path).endswith(".ms"):

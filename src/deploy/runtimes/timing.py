@@ -1,10 +1,13 @@
-"""How long artefacts take on their runtimes: each in a process of its own, all of them in turn."""
+"""Measure how long exported files take on their runtimes: each in a separate process, all of them in turn."""
 
 import multiprocessing
 import resource
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any, Optional, Protocol, Union
 
 import numpy as np
 
@@ -12,36 +15,60 @@ from src.deploy.runtimes.lite import Lite
 from src.deploy.runtimes.runtimes import MindSporeRuntime, OnnxRuntime
 from src.errors import UserError
 
-TURN = 5  # runs, of which the first, on cold caches, does not count
-IN_PROCESS = {runtime.name: runtime for runtime in (MindSporeRuntime, OnnxRuntime)}
+RUNS_PER_TURN = 5  # the first run of a turn is not counted, because it meets cold caches
+RUNTIMES = {runtime.name: runtime for runtime in (MindSporeRuntime, OnnxRuntime)}
+
+
+class TimedRuntime(Protocol):
+    """What Runner and Lite have in common."""
+
+    name: str
+    version: str
+
+    def load(self, path: Union[str, Path], threads: int) -> float:
+        """Load a file and return the time in seconds; with `threads` 0, the runtime chooses their number."""
+
+    def time(self, array: np.ndarray, repeats: int) -> tuple[np.ndarray, list[float]]:
+        """Return the output for one input, and the time of each of `repeats` runs in milliseconds."""
+
+    def peak_memory(self) -> int:
+        """Return the process's peak memory so far, in bytes."""
+
+    def close(self) -> None:
+        """End the process."""
 
 
 class Runner:
-    """MindSpore or ONNX Runtime with one file, in a process of its own; `Lite` has the same methods."""
+    """MindSpore or ONNX Runtime with one file, in a separate process; `name` is the runtime's name."""
 
-    def __init__(self, name):
+    def __init__(self, name: str) -> None:
         context = multiprocessing.get_context("spawn")
-        self.pipe, there = context.Pipe()
-        self.process = context.Process(target=work, args=(there, name), daemon=True)
+        self.pipe, worker_pipe = context.Pipe()
+        self.process = context.Process(target=work, args=(worker_pipe, name), daemon=True)
         self.process.start()
-        there.close()
+        worker_pipe.close()
         self.name = name
-        self.version = self.ask(None)
+        self.version: str = self.ask(None)
 
-    def load(self, path, threads):
+    def load(self, path: Union[str, Path], threads: int) -> float:
+        """Load a file and return the time in seconds; with `threads` 0, the runtime chooses their number."""
         return self.ask(("load", str(path), threads))
 
-    def time(self, array, repeats):
+    def time(self, array: np.ndarray, repeats: int) -> tuple[np.ndarray, list[float]]:
+        """Return the output for one input, and the time of each of `repeats` runs in milliseconds."""
         return self.ask(("time", array, repeats))
 
-    def peak_memory(self):
+    def peak_memory(self) -> int:
+        """Return the process's peak memory so far, in bytes."""
         return self.ask(("peak_memory",))
 
-    def close(self):
+    def close(self) -> None:
+        """End the process."""
         self.pipe.close()
         self.process.join()
 
-    def ask(self, request):
+    def ask(self, request: Optional[tuple[Any, ...]]) -> Any:
+        """Send a request and return the answer; None sends nothing, because the process first sends its version."""
         if request is not None:
             self.pipe.send(request)
         try:
@@ -53,9 +80,10 @@ class Runner:
         return answer
 
 
-def work(pipe, name):
-    """Be one runner's process, until the pipe is closed."""
-    kind, runtime = IN_PROCESS[name], None
+def work(pipe: Connection, name: str) -> None:
+    """Answer the requests of one `Runner` until the pipe is closed; this is its process."""
+    kind = RUNTIMES[name]
+    runtime: Any = None
     try:
         pipe.send(version(kind.package))
         while True:
@@ -80,38 +108,43 @@ def work(pipe, name):
         pipe.send(error)
 
 
-def runners_for(path, lite_python):
-    """Return a runner for each runtime that a file runs on, nothing loaded yet."""
-    ending = Path(path).suffix
-    found = []
-    if ending == ".mindir":
-        found.append(Runner(MindSporeRuntime.name))
-    if ending == ".onnx":
-        found.append(Runner(OnnxRuntime.name))
-    if ending in (".ms", ".mindir") and lite_python is not None:
-        found.append(Lite(lite_python))
-    return found
+def runners_for(path: Union[str, Path], lite_python: Optional[str]) -> list[TimedRuntime]:
+    """Return a runner for each runtime that the file at `path` runs on; no runner has loaded it yet."""
+    extension = Path(path).suffix
+    runners: list[TimedRuntime] = []
+    if extension == ".mindir":
+        runners.append(Runner(MindSporeRuntime.name))
+    if extension == ".onnx":
+        runners.append(Runner(OnnxRuntime.name))
+    if extension in (".ms", ".mindir") and lite_python is not None:
+        runners.append(Lite(lite_python))
+    return runners
 
 
-def measure(jobs, rounds, threads):
-    """Return a dict a job: path, runtime, version, load_ms, median_ms, low_ms and high_ms (quartiles), best_ms of each
-    round, peak_memory and size in bytes.
+def measure(
+    jobs: Sequence[tuple[Union[str, Path], TimedRuntime, np.ndarray]], rounds: int, threads: int
+) -> list[dict[str, Any]]:
+    """Return the measurements of each job.
 
-    `jobs` are (path, runner, input array); `threads` 0 leaves their number to the runtime. The jobs take turns of some
-    runs, one turn in each of the `rounds`, so that what else the machine does meets all of them.
+    A measurement has the keys path, runtime, version, load_ms, median_ms, low_ms and high_ms (quartiles), best_ms (of
+    each round), peak_memory and size (both in bytes).
+
+    `jobs` are (path, runner, input array). With `threads` 0, the runtime chooses their number. In each of the `rounds`,
+    every job has one turn of a few runs. So a disturbance by other programs affects all jobs alike.
     """
-    rows, times = [], [[] for _ in jobs]
+    rows: list[dict[str, Any]] = []
+    times: list[list[list[float]]] = [[] for _ in jobs]  # milliseconds, by job, round and run
     for path, runner, array in jobs:
         load_ms = runner.load(path, threads) * 1000
         size = Path(path).stat().st_size
         row = {"path": str(path), "runtime": runner.name, "version": runner.version, "load_ms": load_ms, "size": size}
         rows.append(row)
-        runner.time(array, TURN)  # what is loaded or compiled late
+        runner.time(array, RUNS_PER_TURN)  # not counted: the first runs may still load or compile
     for _ in range(rounds):
-        for own, (_, runner, array) in zip(times, jobs):
-            own.append(runner.time(array, TURN)[1][1:])
-    for row, own, (_, runner, _) in zip(rows, times, jobs):
-        row["low_ms"], row["median_ms"], row["high_ms"] = np.percentile(own, (25, 50, 75)).tolist()
-        row["best_ms"] = np.min(own, axis=1).tolist()
+        for job_times, (_, runner, array) in zip(times, jobs):
+            job_times.append(runner.time(array, RUNS_PER_TURN)[1][1:])
+    for row, job_times, (_, runner, _) in zip(rows, times, jobs):
+        row["low_ms"], row["median_ms"], row["high_ms"] = np.percentile(job_times, (25, 50, 75)).tolist()
+        row["best_ms"] = np.min(job_times, axis=1).tolist()
         row["peak_memory"] = runner.peak_memory()
     return rows
