@@ -221,7 +221,7 @@ inline void with_activation(int activation, Body body) {
 // Shifted sums for mean and variance. Without the shift, a large mean would cost precision.
 struct Moments {
   float shift = 0;
-  double first = 0, second = 0, count = 0;
+  double total = 0, squares = 0, count = 0;
 
   void add(const float *plane, int64_t size) {
     if (count == 0) shift = plane[0];
@@ -239,13 +239,13 @@ struct Moments {
       s[0][0] += d;
       q[0][0] += d * d;
     }
-    first += sum(s[0] + s[1]);
-    second += sum(q[0] + q[1]);
+    total += sum(s[0] + s[1]);
+    squares += sum(q[0] + q[1]);
     count += size;
   }
 
-  double mean() const { return shift + first / count; }
-  double variance() const { return std::max(0.0, second / count - first / count * (first / count)); }
+  double mean() const { return shift + total / count; }
+  double variance() const { return std::max(0.0, squares / count - total / count * (total / count)); }
 };
 
 // BatchNorm with activation, for one channel.
@@ -292,7 +292,7 @@ struct NormInputs {
 
 // The two sums over a channel that BatchNorm's gradient needs.
 struct NormGradient {
-  double first = 0, second = 0;  // sums of g and g * (x - mean); g: gradient of the activation's input
+  double sum_g = 0, sum_gx = 0;  // sums of g and g * (x - mean); g: gradient of the activation's input
 
   // Adds to the sums. Also writes the gradient to `g` unless it is null; `g` may be `dy` itself.
   void add(const Norm &norm, const float *x, const float *dy, float *g, int64_t size) {
@@ -307,12 +307,12 @@ struct NormGradient {
         q += gradient * (value - mean);  // beyond the end, dy and so `gradient` are 0
       });
     });
-    first += sum(s);
-    second += sum(q);
+    sum_g += sum(s);
+    sum_gx += sum(q);
   }
 
-  float gamma(const Norm &norm) const { return static_cast<float>(second * norm.inverse); }
-  float beta() const { return static_cast<float>(first); }
+  float gamma(const Norm &norm) const { return static_cast<float>(sum_gx * norm.inverse); }
+  float beta() const { return static_cast<float>(sum_g); }
 };
 
 // dx = scale * (g - mean(g) - (x - mean) * inverse^2 * mean(g * (x - mean))). The last two terms exist with batch
@@ -323,8 +323,8 @@ struct NormInputGradient {
   NormInputGradient(const Norm &norm, const NormGradient &sums, double count, bool batch_statistics) {
     scale = all(norm.scale());
     mean = all(norm.mean);
-    offset = all(batch_statistics ? static_cast<float>(sums.first / count) : 0.0f);
-    factor = all(batch_statistics ? static_cast<float>(sums.second / count * norm.inverse * norm.inverse) : 0.0f);
+    offset = all(batch_statistics ? static_cast<float>(sums.sum_g / count) : 0.0f);
+    factor = all(batch_statistics ? static_cast<float>(sums.sum_gx / count * norm.inverse * norm.inverse) : 0.0f);
   }
 
   Vec operator()(Vec x, Vec g) const { return scale * (g - offset - (x - mean) * factor); }
@@ -358,25 +358,25 @@ struct Padded {
         std::memcpy(to + at(y + pad, pad), from, width * sizeof(float));
         continue;
       }
-      float *first = to + at(y + pad, pad), *second = to + at(y + pad, pad + 1);
+      float *even = to + at(y + pad, pad), *odd = to + at(y + pad, pad + 1);
       for (int64_t x = 0; x < width / 2; x++) {
-        first[x] = from[2 * x];
-        second[x] = from[2 * x + 1];
+        even[x] = from[2 * x];
+        odd[x] = from[2 * x + 1];
       }
-      if (width % 2) first[width / 2] = from[width - 1];
+      if (width % 2) even[width / 2] = from[width - 1];
     }
   }
 
   // Copies a plane back out of the layout; for stride 2 only.
   void take(const float *from, float *plane) const {
     for (int64_t y = 0; y < height; y++) {
-      const float *first = from + at(y + pad, pad), *second = from + at(y + pad, pad + 1);
+      const float *even = from + at(y + pad, pad), *odd = from + at(y + pad, pad + 1);
       float *to = plane + y * width;
       for (int64_t x = 0; x < width / 2; x++) {
-        to[2 * x] = first[x];
-        to[2 * x + 1] = second[x];
+        to[2 * x] = even[x];
+        to[2 * x + 1] = odd[x];
       }
-      if (width % 2) to[width - 1] = first[width / 2];
+      if (width % 2) to[width - 1] = even[width / 2];
     }
   }
 };
@@ -738,9 +738,9 @@ int depthwise_backward(int, void **data, int *, int64_t **shapes, const char **,
   const Depthwise op(shapes[0], shapes[6], settings);
   const float *first = settings + kFirstNorm, *second = settings + kSecondNorm;
   float *dx = output(data[12]), *dweight = output(data[15]);
-  const auto norm_of = [&](int input, int64_t c, const float *own) {
+  const auto norm_of = [&](int input, int64_t c, const float *values) {
     return Norm{floats(data[input])[c], floats(data[input + 1])[c], floats(data[input + 2])[c],
-                floats(data[input + 3])[c], static_cast<int>(own[2])};
+                floats(data[input + 3])[c], static_cast<int>(values[2])};
   };
   const int64_t pad = op.kernel / 2, taps = op.kernel * op.kernel, in_size = op.in_size(), out_size = op.out_size();
   const Padded layout(op.height, op.width, pad, op.stride), spread(op.height, op.width, pad, 1);
@@ -771,23 +771,23 @@ int depthwise_backward(int, void **data, int *, int64_t **shapes, const char **,
       NormGradient after_sums, before_sums;
       for (int64_t n = 0; n < op.batch && has_second; n++) {
         lay_out_input(n);
-        float *own = convolved + n * out_size;
-        convolve<kernel.value, stride.value>(layout, padded, w, own, op.out_height, op.out_width);
-        after_sums.add(after, own, dz + op.out_at(n, c), nullptr, out_size);
+        float *plane = convolved + n * out_size;
+        convolve<kernel.value, stride.value>(layout, padded, w, plane, op.out_height, op.out_width);
+        after_sums.add(after, plane, dz + op.out_at(n, c), nullptr, out_size);
       }
-      const NormInputGradient behind(after, after_sums, static_cast<double>(op.batch * out_size), second[4] != 0);
+      const NormInputGradient through_norm(after, after_sums, static_cast<double>(op.batch * out_size), second[4] != 0);
       const Vec a = all(after.scale()), b = all(after.shift());
       for (int64_t n = 0; n < op.batch; n++) {
         // d is the gradient of the convolution's output.
         const float *from = dz + op.out_at(n, c);
         with_activation(after.activation, [&](auto kind) {
           for (int64_t y = 0; y < op.out_height; y++) {
-            const float *own = convolved + n * out_size + y * op.out_width, *row = from + y * op.out_width;
+            const float *row_of_plane = convolved + n * out_size + y * op.out_width, *row = from + y * op.out_width;
             sweep(op.out_width, [&](int64_t i, auto count) {
               Vec g = get(row + i, count);
               if (has_second) {
-                const Vec value = get(own + i, count);
-                g = behind(value, g * slope<kind.value>(value * a + b));
+                const Vec value = get(row_of_plane + i, count);
+                g = through_norm(value, g * slope<kind.value>(value * a + b));
               }
               put(d + y * d_row + i, g, count);
             });
@@ -801,13 +801,14 @@ int depthwise_backward(int, void **data, int *, int64_t **shapes, const char **,
           float *to = stuffed + spread.at(y * stride.value + pad, pad);
           for (int64_t i = 0; i < op.out_width; i++) to[i * stride.value] = d[y * d_row + i];
         }
-        float *own = dx + op.in_at(n, c);
-        convolve<kernel.value, 1>(spread, stuffed, flipped, own, op.height, op.width);
+        float *plane = dx + op.in_at(n, c);
+        convolve<kernel.value, 1>(spread, stuffed, flipped, plane, op.height, op.width);
         if (op.keep) {
           const float *direct = dz + op.kept_at(n, c);
-          sweep(in_size, [&](int64_t i, auto count) { put(own + i, get(own + i, count) + get(direct + i, count), count); });
+          sweep(in_size,
+                [&](int64_t i, auto count) { put(plane + i, get(plane + i, count) + get(direct + i, count), count); });
         }
-        if (has_first) before_sums.add(before, x + op.in_at(n, c), own, own, in_size);
+        if (has_first) before_sums.add(before, x + op.in_at(n, c), plane, plane, in_size);
       }
       for (int64_t i = 0; i < taps; i++) dweight[c * taps + i] = static_cast<float>(dw[i]);
       if (has_second) {
