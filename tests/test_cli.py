@@ -147,7 +147,7 @@ def test_bad_photos_are_skipped_and_counted_and_a_split_can_be_evaluated(script,
     ("arguments", "parts"),
     [
         (["train.epoch=3"], ["train.epoch: unknown key; did you mean train.epochs?"]),
-        (["train.epochs=many"], ["train.epochs: 'many'", "valid integer"]),
+        (["train.epochs=many"], ["train.epochs: 'many' must be a valid integer"]),
         (["model.name=resnet"], ["model.name: 'resnet' is not one of", *NETWORKS]),
         (["data.name=fashion-mnist"], ["data.name: 'fashion-mnist' is not one of", "did you mean fashion_mnist?"]),
         (["data.name=fashion_mnist", "data.root=nowhere"], ["data.root: nowhere: no such folder"]),

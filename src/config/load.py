@@ -90,7 +90,7 @@ def describe(problem: ErrorDetails) -> tuple[str, str]:
         return f"{key}: {shown(value)} is not one of {', '.join(allowed)}{did_you_mean(value, allowed)}", key
     if kind == "model_type":
         return f"{key}: {shown(value)} must be a section with settings", key
-    return f"{key}: {shown(value)}: {problem['msg'][0].lower()}{problem['msg'][1:]}", key
+    return f"{key}: {shown(value)} {problem['msg'].replace('Input should', 'must', 1)}", key
 
 
 def all_keys() -> list[str]:

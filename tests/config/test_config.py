@@ -36,7 +36,7 @@ def test_a_written_config_is_read_back_unchanged(path, tmp_path):
         ("model.nme=x", "model.nme: unknown key; did you mean model.name?"),
         ("modle.name=x", "command line: modle: unknown key; did you mean model?"),
         ("model.name=shuflenet_v2", "did you mean shufflenet_v2?"),
-        ("model.name=3", "model.name: 3: input should be a valid string"),
+        ("model.name=3", "model.name: 3 must be a valid string"),
         ("model.width=0.9", "model.width: 0.9 is not one of 0.5, 1.0, 1.5, 2.0"),
         ("model.width='1'", "model.width: '1'"),
         (
@@ -45,6 +45,9 @@ def test_a_written_config_is_read_back_unchanged(path, tmp_path):
         ),
         ("model.layout=equal", "model.layout: equal is not one of authors, equal_split; did you mean equal_split?"),
         ("model.name=mindcv/mobilnet_v1_025", "is not a network of mindcv; did you mean mindcv/mobilenet_v1_025?"),
+        ("train.recalibrate=-1", "train.recalibrate: -1 is not auto, or a number of batches (at least 0)"),
+        ("train.recalibrate=always", "train.recalibrate: 'always' is not auto, or a number of batches (at least 0)"),
+        ("train.recalibrate=true", "train.recalibrate: True is not auto, or a number of batches (at least 0)"),
         ("model.freeze=head", "model.freeze: 'head' is not one of none, backbone"),
         ("model.freeze=-1", "model.freeze: -1 is not none, backbone, or a number of blocks (at least 0)"),
         ("model.freeze=true", "model.freeze"),
@@ -69,7 +72,7 @@ def test_a_written_config_is_read_back_unchanged(path, tmp_path):
         ),
         ("train.epochs=2.5", "train.epochs: 2.5"),
         ("train.epochs=yes", "train.epochs: True"),
-        ("train.epochs=100000000000000000000000", "train.epochs: 100000000000000000000000: input should be less"),
+        ("train.epochs=100000000000000000000000", "train.epochs: 100000000000000000000000 must be less"),
         ("train.batch_size=1", "train.batch_size: 1"),
         ("train.label_smoothing=1.0", "train.label_smoothing: 1.0"),
         ("optimizer.lr=.nan", "optimizer.lr: nan"),
@@ -136,6 +139,15 @@ def test_a_later_override_replaces_the_file_and_an_earlier_override(tmp_path):
     path.write_text(yaml.safe_dump({"train": {"epochs": 7, "seed": 5}}))
     config = load_config(path, ["train.epochs=8", "train.epochs=9"])
     assert (config.train.epochs, config.train.seed) == (9, 5)
+
+
+def test_padding_is_for_networks_that_mindcv_pads():
+    assert make_config({}).model.padding is None
+    assert make_config({"model": {"name": "ghostnet", "padding": "symmetric"}}).model.padding == "symmetric"
+    with pytest.raises(
+        UserError, match=r"model.padding: same is used with name=shufflenet_v1, .* \(found name=ghostnet"
+    ):
+        make_config({"model": {"name": "ghostnet", "padding": "same"}})
 
 
 def test_layout_is_for_shufflenet_v2_only():
