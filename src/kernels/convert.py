@@ -34,19 +34,9 @@ def use_kernels(network: nn.Cell, runtime: RuntimeConfig) -> None:
             raise UserError(f"runtime.kernels: native kernels are not available: {reason}") from None
         print(f"native kernels are not available, so this run is two to three times slower: {reason}", flush=True)
         return
-    names = names_by_id(network)
+    names = {id(parameter): parameter.name for parameter in network.get_parameters()}
     Kernels(library).convert(network)
-    restore_names(network, names)
-
-
-def names_by_id(cell: nn.Cell) -> dict[int, str]:
-    """Return {id of a parameter: its name} for the parameters of a cell."""
-    return {id(parameter): parameter.name for parameter in cell.get_parameters()}
-
-
-def restore_names(cell: nn.Cell, names: dict[int, str]) -> None:
-    """Give the parameters of a cell, which MindSpore renamed when they moved to new Cells, their old names."""
-    for parameter in cell.get_parameters():
+    for parameter in network.get_parameters():
         parameter.name = names[id(parameter)]
 
 
@@ -69,12 +59,10 @@ class Kernels:
             if isinstance(child, ConvNormAct):
                 self.convert_layer(child)
                 continue
-            names = names_by_id(child)
             native = self.replacement(child)
             if native is None:
                 self.convert(child)
             elif isinstance(cell, (nn.SequentialCell, nn.CellList)):
-                restore_names(native, names)  # MindSpore looks for the position in the names
                 cell[int(name)] = native
             else:
                 setattr(cell, name, native)

@@ -5,14 +5,10 @@ from types import FrameType
 from typing import Optional
 
 
-class PolledInterrupt(KeyboardInterrupt):
-    """A signal that `Interrupts.poll` found."""
-
-
 class Interrupts:
     """Turns SIGINT and SIGTERM into `KeyboardInterrupt`.
 
-    Between `hold` and `release`, the first signal waits until `poll` or `release`. A second signal never waits.
+    Between `hold` and `release`, the first signal waits until `release`. A second signal never waits.
     """
 
     def __init__(self) -> None:
@@ -29,13 +25,8 @@ class Interrupts:
             raise KeyboardInterrupt
 
     def hold(self) -> None:
-        """Let the next signal wait until `poll` or `release`."""
+        """Let the next signal wait until `release`."""
         self.holding = True
-
-    def poll(self) -> None:
-        """Raise `PolledInterrupt` if a signal waits."""
-        if self.asked:
-            raise PolledInterrupt
 
     def release(self) -> None:
         """Let signals act at once again; raise `KeyboardInterrupt` if a signal arrived since `hold`."""

@@ -27,9 +27,13 @@ class Runtime(Protocol):
 class MindSporeRuntime:
     """MindSpore, for MindIR files."""
 
-    name, version = "MindSpore", ms.__version__
+    name, package = "MindSpore", "mindspore"
+    version = ms.__version__
 
-    def __init__(self, path: Union[str, Path]) -> None:
+    def __init__(self, path: Union[str, Path], threads: int = 0) -> None:
+        if threads:
+            ms.runtime.dispatch_threads_num(threads)
+            ms.set_context(runtime_num_threads=threads)
         self.network = nn.GraphCell(ms.load(str(path)))
 
     def run(self, array: np.ndarray) -> np.ndarray:
@@ -44,13 +48,14 @@ class MindSporeRuntime:
 class OnnxRuntime:
     """ONNX Runtime on the CPU."""
 
-    name = "ONNX Runtime"
+    name, package = "ONNX Runtime", "onnxruntime"
 
-    def __init__(self, path: Union[str, Path]) -> None:
+    def __init__(self, path: Union[str, Path], threads: int = 0) -> None:
         import onnxruntime  # takes two seconds, and other formats do not need it
 
         self.version = onnxruntime.__version__
         options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
         options.log_severity_level = 3
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
@@ -66,10 +71,10 @@ class OnnxRuntime:
         self.session = None
 
 
-def lite_runtime(path: Union[str, Path], python: str) -> Lite:
+def lite_runtime(path: Union[str, Path], python: str, threads: int = 0) -> Lite:
     """Return a `Lite` that has loaded the model at `path`."""
     lite = Lite(python)
-    lite.load(path)
+    lite.load(path, threads)
     return lite
 
 
