@@ -107,7 +107,7 @@ class TrainStep:
 def make_update(optimizer: Optimizer, train: TrainConfig, ranks: Ranks, scaler: Optional[LossScaler]) -> Callable:
     """Return `update(gradients, rate)`: it averages the gradients over the ranks, clips them, and updates the weights.
 
-    With a `scaler`, the gradients are those of the scaled loss. If a gradient is not finite, the weights stay the same
+    With a `scaler`, the gradients belong to the scaled loss. If a gradient is not finite, the weights stay the same
     and the loss scale is halved.
     """
     mean_over_ranks = ranks.gradient_mean(optimizer.parameters)

@@ -24,7 +24,7 @@ def environment() -> Path:
 
 
 def find_lite(named: Optional[str] = None) -> Optional[str]:
-    """Return the path of a Python that has MindSpore Lite, or None if there is none.
+    """Return the path of a Python that has MindSpore Lite, or None if no such Python is found.
 
     The `named` Python is used if given; without MindSpore Lite it is a `UserError`. Otherwise this process's Python is
     tried, and then the Python that tools/setup_lite.sh installs.
