@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from src.config.schema import Config
-from src.deploy.description import FORMATS, Description
+from src.deploy.description import FORMATS, Description, Split
 from src.deploy.options import INPUTS, PRECISIONS, options_of
 from src.errors import ArgumentParser, run
 
@@ -15,6 +15,7 @@ def main() -> None:
     args = parse()
     options = options_of(args)
 
+    from src.data.datasets import splits_of
     from src.deploy.export import check_target, export
     from src.deploy.quantize import full_batches
     from src.deploy.runtimes.lite import HOW_TO_GET, find_lite
@@ -26,15 +27,18 @@ def main() -> None:
 
     # Load the images for the verification and, for int8, the training images that give the ranges of activations.
     classes = opened.checkpoint.classes
-    test_loader = spread_loader(opened.config, "eval", args.verify, classes, args.batch)
+    split: Split = "val" if "val" in splits_of(opened.config.data) else "test"  # as training evaluates
+    loader = spread_loader(opened.config, split, args.verify, classes, args.batch)
     calibration: Iterable[Any] = ()
     if options.precision == "int8":
-        loader = spread_loader(opened.config, "train", args.calibration, classes, args.batch)
-        calibration = full_batches(loader, opened.classifier, options.input)
+        training_loader = spread_loader(opened.config, "train", args.calibration, classes, args.batch)
+        calibration = full_batches(training_loader, opened.classifier, options.input)
 
     # Write the file. It gets its name only after its outputs match the checkpoint's on each of its runtimes.
-    description = export(opened, test_loader, args.output, options, calibration)
+    description = export(opened, loader, split, args.output, options, calibration, args.golden)
     report(description, args.output)
+    if args.golden:
+        print(f"golden image: {args.output}.golden.json")
     if options.format == "mindir" and options.mindir_version == 1 and find_lite(options.lite_python) is None:
         print(f"not verified on MindSpore Lite, which was not found; {HOW_TO_GET}")
 
@@ -72,14 +76,32 @@ def parse() -> Namespace:
         help="float16, int8: percentage points of top-1 that may be lost (default: 1)",
     )
     parser.add_argument(
+        "--min-agreement",
+        type=float,
+        metavar="PERCENT",
+        help="float16, int8: percent of the images that must keep the checkpoint's top-1 class (default: 98)",
+    )
+    parser.add_argument("--min-images", type=int, metavar="N", help="int8: verify on at least N images (default: 200)")
+    parser.add_argument(
         "--mindir-version", type=int, choices=(1, 3), help="mindir: version 1 (default) loads in more runtimes"
     )
     parser.add_argument("--lite-python", metavar="PATH", help="path of a Python that has MindSpore Lite")
     parser.add_argument(
-        "--verify", type=int, default=1000, metavar="N", help="verify on N test images, evenly spread (default: 1000)"
+        "--verify",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="verify on N images, evenly spread over the split that training evaluated, val or else test "
+        "(default: 1000)",
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="for example data.root of the test images"
+        "--golden",
+        metavar="IMAGE",
+        help="also write PATH.golden.json: the pixels and probabilities that an application must find for this JPEG or "
+        "PNG",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="for example data.root of the images to verify on"
     )
     return parser.parse_intermixed_args()
 
@@ -103,9 +125,13 @@ def report(description: Description, output: str) -> None:
     print(f"{output}: {description.size / 1e6:.2f} MB, input {file_input.dtype} {shape} ({file_input.layout})")
     for check in verification.runtimes:
         drop = verification.checkpoint_top1 - check.top1
-        lost = f", {100 * drop:.2f} points lost" if description.precision != "float32" else ""
+        lost = ""
+        if description.precision != "float32" and check.drop_interval:
+            low, high = check.drop_interval
+            lost = f", {100 * drop:.2f} points lost; 95 % interval, paired: {100 * low:.2f} to {100 * high:.2f}"
+        images = f"{verification.images:,} {verification.split} images"
         print(
-            f"verified on {check.runtime} {check.version} with {verification.images:,} test images: logits differ by "
+            f"verified on {check.runtime} {check.version} with {images}: logits differ by "
             f"at most {check.max_difference:.1e}, same top-1 class on {check.agreement:.2%}, top-1 {check.top1:.2%} "
             f"(checkpoint {verification.checkpoint_top1:.2%}{lost})"
         )

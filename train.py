@@ -1,31 +1,40 @@
 """Train a network: python train.py --config configs/quickstart.yaml [section.key=value …]"""
 
+import os
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
-from src.config.load import load_config
+from src.config.load import load_config, make_config
 from src.config.schema import Config
+from src.config.yaml_text import parse_yaml
 from src.errors import ArgumentParser, UserError, run
 
 
 def main() -> None:
     # Mistakes in the arguments and the settings are reported before MindSpore is imported, because that takes seconds.
     args = parse()
-    config = read_config(args)
+    # Under msrun, the first process alone reads the run folder, and the processes do not know yet which of them it is.
+    in_run_folder = args.resume not in (None, "auto")
+    later = in_run_folder and "MS_ROLE" in os.environ
+    config = early_config(args) if later else read_config(args)
 
-    # The run folder, the device and, under msrun, the other processes. Only the first process prints.
+    # The device and, under msrun, the other processes. Only the first process prints and uses the run folder.
     from src.runs.resume import open_run
-    from src.runtime.device import use_device
+    from src.runtime.device import keep_device, use_device
     from src.runtime.parallel import join_ranks
 
-    folder, resuming = open_run(config, args.resume, args.overwrite)
     use_device(config.runtime, config.train.seed)
     ranks = join_ranks()
     with ranks.output():
+        if later:
+            saved = ranks.from_first(lambda: saved_config(args).read_bytes())
+            config = read_config(args, saved.decode())
+            keep_device(config.runtime, config.train.seed)
         for override in args.overrides:
             print(f"override {override}")
-        train(config, folder, resuming, ranks)
+        folder, resumed = open_run(config, args.resume, args.overwrite, ranks)
+        train(config, folder, resumed, ranks)
     ranks.leave()
 
 
@@ -42,31 +51,52 @@ def parse() -> Namespace:
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="settings that replace settings of the file"
     )
-    return parser.parse_intermixed_args()
-
-
-def read_config(args: Namespace) -> Config:
-    """Return the settings of the --config file, or of the run folder that --resume names."""
+    args = parser.parse_intermixed_args()
     if args.resume and args.overwrite:
         raise UserError("--resume: cannot be used with --overwrite")
+    return args
+
+
+def read_config(args: Namespace, saved: Optional[str] = None) -> Config:
+    """Return the settings of the --config file, or of the run folder that --resume names.
+
+    `saved` is the text of the run folder's config.yaml; without it, the file is read.
+    """
     if args.resume in (None, "auto"):
         if args.config is None:
             raise UserError("--config: is missing; give a YAML file of settings")
         return load_config(args.config, args.overrides)
-    saved = Path(args.resume) / "config.yaml"
-    if not saved.is_file():
-        raise UserError(f"--resume: {args.resume} is not a run folder ({saved.name} is missing)")
-    return load_config(args.config or saved, [*args.overrides, f"run.dir={args.resume}"])
+    path = saved_config(args) if saved is None else Path(args.resume) / "config.yaml"
+    overrides = [*args.overrides, f"run.dir={args.resume}"]
+    if args.config or saved is None:
+        return load_config(args.config or path, overrides)
+    return make_config(parse_yaml(saved, source=path), overrides, source=path)
 
 
-def train(config: Config, folder: Any, resuming: bool, ranks: Any) -> None:
+def early_config(args: Namespace) -> Config:
+    """Return settings with the `runtime` that the command line asks for; the run folder is not read."""
+    if args.config:
+        return load_config(args.config, args.overrides)
+    return make_config({}, [override for override in args.overrides if override.startswith("runtime.")], "command line")
+
+
+def saved_config(args: Namespace) -> Path:
+    """Return the path of config.yaml in the run folder that --resume names."""
+    path = Path(args.resume) / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"--resume: {args.resume} is not a run folder ({path.name} is missing)")
+    return path
+
+
+def train(config: Config, folder: Any, resumed: Any, ranks: Any) -> None:
     """Train the network, or resume the run in `folder` (a `RunFolder`), and write the results to the run folder.
 
-    `ranks` are the `Ranks` of this process. Their classes are not imported above, because they import MindSpore.
+    `resumed` is the `Checkpoint` to resume from, or None. `ranks` are the `Ranks` of this process. The classes are not
+    imported above, because they import MindSpore.
     """
     from src.data.datasets import load_samples
     from src.data.loading import count_bad, eval_loader, train_loader
-    from src.runs.resume import state_to_resume
+    from src.runs.resume import choose_workers, refuse_workers
     from src.training.distillation import create_teacher
     from src.training.interrupts import Interrupts
     from src.training.loop import fit
@@ -76,19 +106,17 @@ def train(config: Config, folder: Any, resuming: bool, ranks: Any) -> None:
     from src.training.step import TrainStep
     from src.training.trainer import Trainer
 
-    # The state to resume from. It is read first, because settings that it does not allow are an error.
-    if resuming and ranks.is_first:
-        folder.open()
-    resumed = state_to_resume(folder, config) if resuming else None
-
     # Training images are shuffled and augmented; each stage of progressive resizing has its loader. For evaluation,
     # every image comes once and in order.
     train_samples = load_samples(config.data, "train")
     test_samples = load_samples(config.data, "eval", train_samples.classes)
     classes = class_names(config, train_samples.classes)
+    config.data.workers = choose_workers(config, resumed, ranks)
     sizes = config.train.image_sizes or [config.data.image_size]
     loaders = [train_loader(config, train_samples, ranks.rank, ranks.count, size) for size in sizes]
     test_batches = eval_loader(config, test_samples, rank=ranks.rank, ranks=ranks.count)
+    if resumed:
+        refuse_workers(resumed, loaders[0], ranks)
 
     # The network, and the step that updates its weights.
     network = prepare_network(config, classes, train_samples, test_batches, ranks, resumed)

@@ -57,13 +57,20 @@ CASES = {
         "+ erasing 0.25": {**PLAIN, "erasing": 0.25},
         "pad and crop, flip": PADDED,
         "evaluation": None,
+        "+ antialias=false": "aliased",
     },
-    "packed": {"decode alone": "decode", "resized crop, flip": PLAIN, "evaluation": None},
+    "packed": {
+        "decode alone": "decode",
+        "resized crop, flip": PLAIN,
+        "evaluation": None,
+        "+ antialias=false": "aliased",
+    },
     "arrays": {
         "pad and crop, flip": PADDED,
         "+ erasing 0.25": {**PADDED, "erasing": 0.25},
         "resized crop, flip": PLAIN,
         "evaluation": None,
+        "+ antialias=false": "aliased",
     },
 }
 
@@ -157,11 +164,13 @@ def loader_of(samples, augment, batch_size, workers):
         data.update(image_size=32, channels=1, crop_fraction=1.0)
     tree = {"data": data, "train": {"batch_size": batch_size}}
     if augment == "decode":
-        view = View([vision.Decode(), vision.Crop((0, 0), (224, 224))], [])
+        view = View([vision.Decode(), vision.Crop((0, 0), (224, 224))], [], decoding=1)
         return Loader(samples, view, batch_size, workers, seed=0)
     if augment == "mindspore":
         return MindSporeAlone(samples, batch_size, workers)
-    if augment is None:
+    if augment == "aliased":
+        data["antialias"] = False
+    if augment in (None, "aliased"):
         return eval_loader(make_config(tree), samples)
     return train_loader(make_config({**tree, "augment": augment}), samples)
 

@@ -31,9 +31,15 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
     return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
-def leave(message: object) -> NoReturn:
-    """Print the error as one line and end the process."""
-    sys.stderr.write(f"error: {' '.join(str(message).split())}\n")
+def text_of(error: Exception) -> str:
+    """Return what the user reads about a `UserError` or an `OSError`, in one line."""
+    text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+    return " ".join(text.split())
+
+
+def leave(message: str) -> NoReturn:
+    """Print the error, which is one line, and end the process."""
+    sys.stderr.write(f"error: {message}\n")
     sys.exit(2)
 
 
@@ -43,10 +49,8 @@ def run(main: Callable[[], Result]) -> Result:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return main()
-    except UserError as error:
-        leave(error)
-    except OSError as error:
-        leave(f"{error.filename}: {error.strerror}" if error.filename else error)
+    except (UserError, OSError) as error:
+        leave(text_of(error))
     except KeyboardInterrupt as reason:
         sys.stderr.write(f"error: {reason if isinstance(reason, Interrupted) else 'interrupted'}\n")
         sys.exit(130)

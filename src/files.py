@@ -11,6 +11,11 @@ from typing import Any, Union
 PARTIAL = ".partial"  # part of the name of a file that is still being written
 
 
+def cache_folder() -> Path:
+    """Return the folder of files that save time and can be made again; raise a `RuntimeError` without a home folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pocketspore"
+
+
 def make_parent(path: Union[str, Path]) -> Path:
     """Create the folder of the file at `path` if it is missing, and return the path."""
     path = Path(path)

@@ -1,10 +1,12 @@
 """Every shipped config builds its network, schedule, optimizer and augmentation, and trains for one step."""
 
 import math
+import re
 
 import mindspore as ms
 import numpy as np
 import pytest
+from mindspore import nn
 
 from src.config.load import load_config
 from src.data.loading import train_loader
@@ -15,6 +17,7 @@ from src.training.schedule import learning_rates
 from src.training.step import TrainStep
 from tests.conftest import ROOT
 
+IMAGENET = sorted((ROOT / "configs").glob("*/imagenet.yaml"))
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 BATCH = 4
 
@@ -56,3 +59,22 @@ def test_schedule_of_config_reaches_the_peak_and_falls(path):
     assert 0 < rates.min() <= rates[-1] < 0.1 * rates.max()
     if config.optimizer.lr_batch:
         assert config.train.batch_size * ranks == config.optimizer.lr_batch
+
+
+@pytest.mark.parametrize("path", IMAGENET, ids=lambda path: path.parent.name)
+def test_every_accuracy_in_a_recipe_has_a_source(path):
+    head = path.read_text().split("\nmodel:")[0].replace("\n#", " ")
+    figures = re.findall(r"\d\d\.\d+ % .*?(?=\d\d\.\d+ % |$)", head)
+    assert figures
+    assert all(re.search(r"\(https://|\(the paper, table", figure) for figure in figures)
+
+
+def test_moving_statistics_of_mnasnet_are_torchvisions():
+    """torchvision/models/mnasnet.py: `_BN_MOMENTUM = 1 - 0.9997`, in PyTorch's terms, and no recalibration."""
+    config = load_config(ROOT / "configs" / "mnasnet" / "imagenet.yaml")
+    classifier = create_model(config.model, config.data, 2)
+    norms = [cell for _, cell in classifier.cells_and_names() if isinstance(cell, nn.BatchNorm2d)]
+    norms[0].set_train(True)(ms.Tensor(np.float32(np.arange(8).reshape(2, 1, 2, 2).repeat(norms[0].num_features, 1))))
+    assert norms[0].moving_mean.asnumpy() == pytest.approx(0.0003 * 3.5, rel=1e-4)
+    assert {norm.momentum for norm in norms} == {norms[0].momentum}
+    assert config.train.recalibrate == 0

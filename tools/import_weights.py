@@ -14,8 +14,9 @@ from src.errors import ArgumentParser, UserError, run
 
 def main():
     args = parse()
-    model = {key: getattr(args, key) for key in ("width", "groups", "layout", "classes", "norm_epsilon")}
-    config = make_config({"model": {"name": args.model, **model}}, source="command line")
+    model = {key: getattr(args, key) for key in ("width", "groups", "layout", "classes", "norm_epsilon", "padding")}
+    data = {"channels": args.channels}
+    config = make_config({"model": {"name": args.model, **model}, "data": data}, source="command line")
 
     from src.models import create_model
     from src.runtime.device import use_device
@@ -27,10 +28,12 @@ def main():
     imported = load_pretrained(classifier, config.model, args.source)
     if imported.fresh_head:
         raise UserError(f"--classes {args.classes}: is not the number of outputs of {args.source}")
-    config.model.norm_epsilon = imported.norm_epsilon
+    config.model.norm_epsilon, config.model.padding = imported.norm_epsilon, imported.padding
     names = [str(i) for i in range(args.classes)]
     save_checkpoint(args.output, classifier.parameters_dict(), config, names, epoch=0, best=None)
-    print(f"{args.output}: {args.model} {args.width}x with {args.classes} outputs, all weights from {imported.source}")
+    print(
+        f"{args.output}: {args.model} {args.width}x with {args.classes} outputs, all weights from {imported.origin()}"
+    )
 
 
 def parse():
@@ -41,7 +44,11 @@ def parse():
     parser.add_argument("--groups", type=int, help="shufflenet_v1 only (default: 3)")
     parser.add_argument("--layout", help="shufflenet_v2 only: authors (default; mindcv) or equal_split (torchvision)")
     parser.add_argument("--classes", type=int, default=1000, help="number of classes of the weights (default: 1000)")
+    parser.add_argument(
+        "--channels", type=int, default=3, help="channels of the network's input: 3 (default), or 1 for gray images"
+    )
     parser.add_argument("--norm-epsilon", type=float, help="epsilon of BatchNorm, if it is not the source's default")
+    parser.add_argument("--padding", help="symmetric or same, if it is not the source's default")
     parser.add_argument("--output", required=True, metavar="PATH", help="the checkpoint to write, a .ckpt")
     args = parser.parse_args()
     if Path(args.output).suffix != ".ckpt":

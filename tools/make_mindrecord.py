@@ -6,11 +6,9 @@ a data set. The settings `data.name: mindrecord` and `data.root: OUT` read the p
 
 import argparse
 import io
-import itertools
 import os
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -86,27 +84,28 @@ def pack(folder, split, samples, short_side, shards, data):
     """Write the files of one split; return the part of the description that concerns it."""
     from tqdm import tqdm
 
-    from src.data.mindrecord import RECORDS_AT_ONCE, write_split
+    from src.data.formats import UPRIGHT
+    from src.data.loading import workers_of
+    from src.data.mindrecord import write_split
+    from src.data.reading import prefetch
 
     if not samples.are_files and short_side:
         raise UserError(f"--short-side {short_side}: cannot be used with {data.name}, which has no image files")
-    good, bad = [], 0
+    good, bad, turned = [], 0, False
     bar = tqdm(total=len(samples), desc=split, unit=" images", leave=False, disable=not sys.stderr.isatty())
 
     def contents():
-        nonlocal bad
-        with ThreadPoolExecutor(data.workers) as pool:
-            for start in range(0, len(samples), RECORDS_AT_ONCE):
-                images = samples.images[start : start + RECORDS_AT_ONCE]
-                packed = pool.map(content_of, images, itertools.repeat(short_side))
-                for number, (content, problem) in enumerate(packed, start):
-                    bar.update()
-                    if problem and data.on_bad_image == "error":
-                        raise UserError(problem)
-                    bad += problem is not None
-                    if content is not None:
-                        good.append(number)
-                        yield content
+        nonlocal bad, turned
+        packed = prefetch(lambda image: content_of(image, short_side), samples.images, workers_of(data))
+        for number, (content, orientation, problem) in enumerate(packed):
+            bar.update()
+            if problem and data.on_bad_image == "error":
+                raise UserError(problem)
+            bad += problem is not None
+            if content is not None:
+                good.append(number)
+                turned = turned or orientation != UPRIGHT
+                yield content, orientation
 
     with bar:
         files = write_split(folder, split, contents(), -(-len(samples) // shards))
@@ -114,35 +113,38 @@ def pack(folder, split, samples, short_side, shards, data):
         print(f"{split}: bad images left out (data.on_bad_image): {bad:,}")
     print(f"{split}: {len(good):,} images in {len(files)} files")
     shape = None if samples.are_files else list(samples.images.shape[1:])
-    return {"files": files, "labels": samples.labels[good].tolist(), "shape": shape}
+    return {"files": files, "labels": samples.labels[good].tolist(), "shape": shape, "turned": turned}
 
 
 def content_of(image, short_side):
-    """Return (bytes to write, None), or (None, what is wrong); `image` is an array or the path of a file."""
+    """Return (bytes to write, EXIF orientation, what is wrong); `image` is an array or the path of a file.
+
+    The bytes are None if something is wrong. An image file that MindSpore's decoder reads stays as it is.
+    """
     from PIL import Image
 
-    from src.data.formats import ImageError, decodable, decode, decoder_takes
+    from src.data.formats import UPRIGHT, ImageError, decodable, decode, decoder_takes
 
     if not isinstance(image, str):
-        return image.tobytes(), None
+        return image.tobytes(), UPRIGHT, None
     try:
         content = Path(image).read_bytes()
-        usable = decodable(content)
+        usable, orientation = decodable(content)
         unchanged = usable is content and decoder_takes(usable)
         if unchanged and short_side is None:
-            return content, None
+            return content, orientation, None
         picture = decode(content)
     except (OSError, ImageError) as problem:
-        return None, f"{image}: {getattr(problem, 'strerror', None) or problem}"
+        return None, UPRIGHT, f"{image}: {getattr(problem, 'strerror', None) or problem}"
     written, scale = io.BytesIO(), (short_side or 0) / min(picture.size)
     if short_side and scale < 1:
         size = [max(short_side, round(side * scale)) for side in picture.size]
         picture.resize(size, Image.Resampling.LANCZOS).save(written, "JPEG", quality=QUALITY)
     elif unchanged:
-        return content, None
+        return content, orientation, None
     else:
         picture.save(written, "PNG")
-    return written.getvalue(), None
+    return written.getvalue(), UPRIGHT, None
 
 
 if __name__ == "__main__":

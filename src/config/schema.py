@@ -7,7 +7,7 @@ networks and data sets know the allowed widths and the default folders. So `reso
 `resolve_data` in `src/data/datasets.py` check these settings later.
 """
 
-import os
+import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Any, Literal, Optional, TypeVar, Union
 
@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from src.errors import did_you_mean
 
 MINDCV = "mindcv/"  # prefix in the name of a network that mindcv provides
+SAME = "same"  # a value of model.padding
 SPLITS = ("train", "val", "test")
 REQUIRED = object()  # stands in place of a default if the user must give the setting
 
@@ -90,6 +91,10 @@ class ModelConfig(Section):
     # Share of the old moving statistics of BatchNorm that a step keeps (1 - PyTorch's momentum); null: the network's
     # default.
     norm_momentum: Optional[float] = Field(None, ge=0, lt=1)
+    # Padding of layers with stride 2, if a side of the feature map is even. symmetric: the same on all sides; same: one
+    # pixel less above and on the left (MobileNetV3's depthwise convolutions, the ShuffleNets' poolings); null: what the
+    # pretrained weights were trained with, else symmetric.
+    padding: Optional[Literal["symmetric", "same"]] = None
     # File of initial weights: a .ckpt of PocketSpore or mindcv, a .safetensors or a .pth; null: random weights.
     pretrained: Optional[str] = None
     # Part that is not trained: none; backbone: all except the classifier; a number n: the stem and the first n blocks.
@@ -114,20 +119,41 @@ class DataConfig(Section):
     # their averages over RGB.
     mean: Optional[list[float]] = None
     std: Optional[list[float]] = None
-    # Evaluation resizes the short side to image_size / crop_fraction pixels and crops the centre.
+    # Evaluation resizes the short side to image_size / crop_fraction pixels and crops the centre. Training does the
+    # same with augment.crop none or pad.
     crop_fraction: float = Field(0.875, gt=0, le=1)
-    workers: Optional[int] = Field(None, ge=1)  # threads that prepare images; null: one per core, at most 8
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # of this resizing
+    # true: this resizing computes what Pillow and torchvision compute; false: it skips pixels of large images (OpenCV's
+    # interpolation, as before version 0.2.0).
+    antialias: bool = True
+    # Threads that prepare images. null: the processors that the process may use, divided by the ranks that share them,
+    # at most 8; a resumed run keeps its number.
+    workers: Optional[int] = Field(None, ge=1)
     # Image folders only: share of the images that becomes the val split; null: the data set has a folder per split.
+    # Each class with two images or more is in both splits.
     val_fraction: Optional[float] = Field(None, gt=0, lt=1)
+    # val_fraction only: a regular expression, which is searched in each file's path inside its class folder. Files with
+    # the same match, such as a patient or a burst of photos, stay in one split. The match is group 1 if the expression
+    # has groups, otherwise the whole match. null: each file is on its own.
+    group: Optional[str] = None
     download: bool = False  # true: download a standard data set to data.root if it is missing there
     # What to do with an image that cannot be decoded. error: stop; skip: count it, and train on the next good image
     # instead, or leave it out of the evaluation.
     on_bad_image: Literal["error", "skip"] = "error"
 
+    @field_validator("group")
+    @classmethod
+    def valid_pattern(cls, group: Optional[str]) -> Optional[str]:
+        try:
+            re.compile(group or "")
+        except re.error as error:
+            raise ValueError(f"{group!r} is not a regular expression: {error}") from None
+        return group
+
     @model_validator(mode="after")
     def resolve(self) -> "DataConfig":
-        if self.workers is None:
-            self.workers = min(os.cpu_count() or 1, 8)
+        if self.group is not None and self.val_fraction is None:
+            raise ValueError(f"group: is used with data.val_fraction only (found {self.group!r}); leave it out")
         imagenet = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
         for key, rgb in imagenet.items():
             values = getattr(self, key)
@@ -149,7 +175,7 @@ CROPS: Choices = {
 }
 AUTO_AUGMENTATIONS: Choices = {
     "none": {},
-    "randaugment": {"num_ops": 2, "magnitude": 9},
+    "randaugment": {"num_ops": 2, "magnitude": 9, "probability": 1.0, "magnitude_std": 0.0},
     "trivialaugment": {},
     "autoaugment": {},
 }
@@ -166,10 +192,15 @@ class AugmentConfig(Section):
     vertical_flip: float = Field(0.0, ge=0, le=1)  # probability of a vertical flip
     # Brightness, contrast and saturation are multiplied by random factors in 1 - color_jitter to 1 + color_jitter.
     color_jitter: float = Field(0.0, ge=0, le=1)
+    # The hue is turned by a random part of the colour circle, from -hue to hue.
+    hue: float = Field(0.0, ge=0, le=0.5)
     # Automatic augmentation; autoaugment is the policy for ImageNet.
     auto: Literal["none", "randaugment", "trivialaugment", "autoaugment"] = "none"
     num_ops: Optional[int] = Field(None, ge=1, le=14)  # auto: randaugment only; operations per image; null: 2
     magnitude: Optional[int] = Field(None, ge=0, le=30)  # auto: randaugment only; strength, 0 to 30; null: 9
+    probability: Optional[float] = Field(None, gt=0, le=1)  # auto: randaugment only; of each operation; null: 1
+    # auto: randaugment only; standard deviation of the magnitude, which stays within 0 to 30; null: 0.
+    magnitude_std: Optional[float] = Field(None, ge=0, le=30)
     erasing: float = Field(0.0, ge=0, le=1)  # probability of filling a random rectangle with data.mean
     # Repeated augmentation: number of views of an image per epoch. An epoch has as many images as with 1, so it uses
     # only a share of 1 / repeats of the different images.
@@ -202,13 +233,22 @@ class TrainConfig(Section):
     ema_decay: Optional[float] = Field(None, gt=0, lt=1)  # decay of the moving average of the weights; null: no average
     # Progressive resizing: image sizes in pixels, each for an equal part of the epochs; null: always data.image_size.
     image_sizes: Optional[list[int]] = None
-    recalibrate: int = Field(0, ge=0)  # batches that recompute BatchNorm's statistics before an evaluation; 0: off
+    # Batches that recompute BatchNorm's moving statistics before an evaluation; 0: off; auto: enough for 512 images,
+    # if the moving statistics average over more than a tenth of an epoch (see docs/training.md).
+    recalibrate: Union[int, Literal["auto"]] = "auto"
     patience: Optional[int] = Field(None, ge=1)  # early stopping: end after this many epochs without a better epoch
     # What to do if the loss is not finite. error: end the run; rollback: return to the last state with finite weights.
     on_nonfinite: Literal["error", "rollback"] = "error"
     max_rollbacks: Optional[int] = Field(None, ge=1)  # on_nonfinite: rollback only; rollbacks per run; null: 3
     # on_nonfinite: rollback only; each rollback multiplies the learning rate by this factor; null: 0.5.
     rollback_factor: Optional[float] = Field(None, gt=0, lt=1)
+
+    @field_validator("recalibrate", mode="before")
+    @classmethod
+    def known_batches(cls, batches: object) -> object:
+        if batches != "auto" and (not isinstance(batches, int) or isinstance(batches, bool) or batches < 0):
+            raise ValueError(f"{batches!r} is not auto, or a number of batches (at least 0)")
+        return batches
 
     @model_validator(mode="after")
     def resolve(self) -> "TrainConfig":

@@ -1,36 +1,32 @@
-"""Image folders and CSV tables of images: list the files, and find the defects that can be seen without decoding."""
+"""Image folders and CSV tables of images: their splits, classes and labels."""
 
 import csv
 import hashlib
+import itertools
 import os
 import re
-import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Optional
 
 import numpy as np
-from tqdm import tqdm
 
-from src.config.schema import DataConfig
-from src.data.formats import examine
+from src.config.schema import DataConfig, resolved
+from src.data.listing import Listing, examine_files, list_files
 from src.data.samples import Samples, root_of
 from src.errors import UserError
 
 # The folders or tables that can hold a split; the first that exists is used. Training evaluates the split "eval".
 PLACES = {"train": ("train",), "val": ("val",), "test": ("test", "val"), "eval": ("val", "test")}
 SYNSETS = Path(__file__).with_name("imagenet.csv")
-FILES_AT_ONCE = 1000
 NAMES_IN_MESSAGE = 20
 
 
 def load_image_folder(data: DataConfig, split: str, classes: Optional[Sequence[str]]) -> Samples:
     """Return the images in `root/train/<class>/…`, `root/val/<class>/…` and, if it exists, `root/test/<class>/…`.
 
-    With data.val_fraction the images are in `root/<class>/…`. The hash of a file's relative path decides whether the
-    file belongs to train or val.
+    With data.val_fraction the images are in `root/<class>/…`, and `held_out` decides which of them are in val.
     """
     return load_folders(data, split, classes, {})
 
@@ -62,20 +58,25 @@ def load_folders(
     if not found:
         raise UserError(f"data.root: {folder} has no class folders; make a folder of images for each class")
     known = names if classes is None else list(classes)
+    listing = list_files(folder, found)
+    held = None if data.val_fraction is None else held_out(data, folder, listing)
     files: list[str] = []
     labels: list[int] = []
     for name, class_name in zip(found, names):
         if class_name not in known:
             raise UserError(f"{folder / name}: unknown class (found {class_name}, expected one of {shortened(known)})")
-        class_files = [file for file in files_below(folder / name) if in_split(data, split, file, folder)]
+        class_files = listing.files[name]
+        if held is not None:
+            class_files = [file for file in class_files if (file in held) == (split != "train")]
         files += class_files
         labels += [known.index(class_name)] * len(class_files)
-    are_images, bad = examine_files(files)
+    are_images, bad = listing.examine(files)
     samples = Samples(files, np.array(labels, np.int32), known, bad).take(np.flatnonzero(are_images))
     if classes is None and (empty := classes_without_images(samples)):
         raise UserError(f"{folder / found[names.index(empty[0])]}: has no images")
     ignored = len(files) - len(samples)
     notes = [f"{folder}: ignored files, hidden or not images: {ignored:,}"] if ignored else []
+    notes += listing.notes
     return check_samples(data, split, samples, folder, notes)
 
 
@@ -112,28 +113,52 @@ def split_folder(data: DataConfig, split: str) -> Path:
     return folder
 
 
-def in_split(data: DataConfig, split: str, file: str, folder: Path) -> bool:
-    """Return whether a `file` in `folder` belongs to the split; without data.val_fraction each file does."""
-    if data.val_fraction is None:
-        return True
-    relative_path = Path(file).relative_to(folder).as_posix()
-    digest = hashlib.sha256(relative_path.encode("utf-8", "surrogateescape")).digest()
-    held_out = int.from_bytes(digest[:8], "big") < data.val_fraction * 2**64
-    return held_out == (split != "train")
+def held_out(data: DataConfig, folder: Path, listing: Listing) -> set[str]:
+    """Return the files of the class folders in `folder` that data.val_fraction puts into val.
+
+    These are the files with a hash below the fraction. In each class, the good image with the highest hash stays in
+    train, and the good image with the lowest hash of the others is in val. So each class with two images is in both
+    splits, and new files move at most one old file of a class. With data.group, the files of a group share a hash, also
+    across classes. Then a class may have no group left for val.
+
+    Raise a `UserError` if data.group matches no file, or if val is empty.
+    """
+    digests = {
+        file: digest_of(data, file, folder, folder / name) for name, files in listing.files.items() for file in files
+    }
+    if data.group is not None and not any(is_grouped for _, is_grouped in digests.values()):
+        raise UserError(
+            f"data.group: matches no file in {folder} (found {data.group!r}, expected a pattern that occurs in paths "
+            "below a class folder); change it or leave it out"
+        )
+    hashes = {file: digest for file, (digest, _) in digests.items()}
+    ranked = [sorted(files, key=lambda file: hashes[file]) for files in listing.files.values()]
+    highest = {hashes[file] for files in ranked for file in itertools.islice(filter(listing.is_good, files[::-1]), 1)}
+    lowest: set[bytes] = set()
+    for files in ranked:
+        others = (file for file in files if hashes[file] not in highest and listing.is_good(file))
+        lowest.update(hashes[file] for file in itertools.islice(others, 1))
+    limit = int(resolved(data.val_fraction) * 2**64).to_bytes(8, "big")
+    if not lowest and data.group is None:
+        raise UserError(f"data.val_fraction: val is empty, because no class in {folder} has two images; add images")
+    if not lowest:
+        raise UserError(
+            f"data.group: val is empty, because no class in {folder} has a second group (found {data.group!r}); change "
+            "the pattern"
+        )
+    return {file for file, digest in hashes.items() if (digest < limit or digest in lowest) and digest not in highest}
 
 
-def files_below(folder: Path) -> list[str]:
-    """Return the files in a folder and in its subfolders, except hidden subfolders, in a fixed order."""
-    files = []
-    for path, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if name[0] != "."]
-        files += [os.path.join(path, name) for name in names]
-    return sorted(files, key=split_path)
+def digest_of(data: DataConfig, file: str, folder: Path, class_folder: Path) -> tuple[bytes, bool]:
+    """Return (hash of a file for the split, whether data.group matches its path inside the class folder).
 
-
-def split_path(path: str) -> list[str]:
-    """Return the parts of a path: the sort key of a file."""
-    return path.split(os.sep)
+    The hash is the first 8 bytes of the SHA-256 of the path inside `folder`, or of the text that data.group matches.
+    """
+    text, is_grouped = Path(file).relative_to(folder).as_posix(), False
+    match = data.group and re.search(data.group, Path(file).relative_to(class_folder).as_posix())
+    if match and (group := (match[1] if match.re.groups else None) or match[0]):
+        text, is_grouped = group, True
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()[:8], is_grouped
 
 
 def load_csv(data: DataConfig, split: str, classes: Optional[Sequence[str]]) -> Samples:
@@ -208,23 +233,6 @@ def check_images(files: list[str]) -> None:
     for i, (file, is_image) in enumerate(zip(files, are_images)):
         if not is_image or i in bad:
             raise UserError(bad.get(i, f"{file}: is not an image"))
-
-
-def examine_files(files: list[str]) -> tuple[list[bool], dict[int, str]]:
-    """Return whether each file is meant to be an image, and the defects of bad files by their index."""
-    parts = [files[i : i + FILES_AT_ONCE] for i in range(0, len(files), FILES_AT_ONCE)]
-    bar = tqdm(total=len(files), desc="listing", unit=" files", leave=False, delay=2, disable=not sys.stderr.isatty())
-    found: list[tuple[bool, Optional[str]]] = []
-    with ThreadPoolExecutor() as pool, bar:
-        for part in pool.map(examine_all, parts):
-            found += part
-            bar.update(len(part))
-    return [is_image for is_image, _ in found], {i: problem for i, (_, problem) in enumerate(found) if problem}
-
-
-def examine_all(files: list[str]) -> list[tuple[bool, Optional[str]]]:
-    """Return `examine` of each file."""
-    return [examine(file) for file in files]
 
 
 def shortened(names: list[str]) -> str:

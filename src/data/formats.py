@@ -1,15 +1,17 @@
 """Image files as bytes: find their defects, and convert them to bytes that MindSpore's decoder reads correctly.
 
-MindSpore's decoder (2.7.0, measured) ends the process on many damaged JPEGs, ignores the EXIF orientation and does not
-support WebP. So it gets only valid, upright JPEG and PNG files unchanged. Pillow decodes all other files.
+MindSpore's decoder (2.7.0, measured) ends the process on many damaged JPEGs and does not support WebP. So it gets only
+valid JPEG and PNG files unchanged. Pillow decodes all other files. The decoder also ignores the EXIF orientation, so
+`upright` turns the image after it is decoded and made small.
 """
 
+import functools
 import io
 import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Optional
+from typing import Any, BinaryIO, Optional, Union
 
 import numpy as np
 from mindspore.dataset import vision
@@ -21,8 +23,9 @@ FORMATS = ("JPEG", "PNG", "BMP", "WebP", "TIFF")
 # A file with one of these extensions is meant to be an image. Another file is an image if its first bytes say so.
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".heic", ".avif")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-ORIENTATION = 0x0112  # the EXIF tag; UPRIGHT maps each of its values, except 1, to the way to turn the image upright
-UPRIGHT = {
+ORIENTATION = 0x0112  # the EXIF tag; TURNS maps each of its values, except 1, to the way to turn the image upright
+UPRIGHT = 1
+TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -90,10 +93,12 @@ def has_end(file: BinaryIO, head: bytes, size: int) -> bool:
     return False
 
 
-def decodable(content: bytes) -> bytes:
-    """Return bytes that MindSpore's decoder turns into the upright RGB image of an image file's `content`.
+def decodable(content: bytes) -> tuple[bytes, int]:
+    """Return (bytes, orientation) of an image file's `content`.
 
-    Gray becomes RGB, transparency is dropped, 16 bits become 8. Raise an `ImageError` if the image cannot be decoded.
+    MindSpore's decoder turns the bytes into an RGB image, and `upright` turns this image by the orientation, a value of
+    the EXIF tag from 1 to 8. Gray becomes RGB, transparency is dropped, 16 bits become 8. Raise an `ImageError` if the
+    image cannot be decoded.
     """
     if not content:
         raise ImageError("is empty")
@@ -103,9 +108,9 @@ def decodable(content: bytes) -> bytes:
         exif = check_jpeg(content)
     elif kind == "PNG":
         exif = check_png(content)
-    if exif is not None and orientation_of(exif) is None:
-        return content
-    return bitmap(content)
+    if exif is not None:
+        return content, orientation_of(exif)
+    return bitmap(content), UPRIGHT
 
 
 def bitmap(content: bytes) -> bytes:
@@ -123,8 +128,8 @@ def decode(content: bytes) -> Image.Image:
             if kind is None:
                 raise ImageError(f"has an unsupported format (found {file.format}, expected {', '.join(FORMATS)})")
             file.load()
-            orientation = orientation_of(file.info.get("exif")) if kind != "TIFF" else None
-            image = file.transpose(UPRIGHT[orientation]) if orientation else file
+            orientation = orientation_of(file.info.get("exif")) if kind != "TIFF" else UPRIGHT
+            image = file if orientation == UPRIGHT else file.transpose(TURNS[orientation])
             if image.mode.startswith("I;16"):
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if image.mode in ("I", "F"):
@@ -138,10 +143,50 @@ def decode(content: bytes) -> Image.Image:
         raise ImageError(f"is a damaged image: {error}") from None
 
 
-def size_of(content: bytes) -> tuple[int, int]:
-    """Return (width, height) in pixels of an image that `decodable` returned."""
+def upright(image: np.ndarray, orientation: Union[int, np.ndarray]) -> np.ndarray:
+    """Return a decoded image, (H, W) or (H, W, C), turned upright by its EXIF orientation, a number from 1 to 8.
+
+    The definition of the numbers is in the EXIF standard (CIPA DC-008, tag 274): the side of the scene that the first
+    row and the first column show.
+    """
+    value = int(orientation)
+    if value == UPRIGHT:
+        return image
+    if value >= 5:  # The first row is a side of the scene.
+        image = image.swapaxes(0, 1)
+    if value in (3, 4, 7, 8):
+        image = image[::-1]
+    if value in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)
+
+
+def size_of(content: bytes, orientation: int) -> tuple[int, int]:
+    """Return (width, height) in pixels of the upright image; the arguments are what `decodable` returned."""
     with Image.open(io.BytesIO(content)) as image:
-        return image.size
+        width, height = image.size
+    return (height, width) if orientation >= 5 else (width, height)
+
+
+def stand_in(content: bytes) -> np.ndarray:
+    """Return the bytes, uint8 (number of bytes), of a gray image as large as the image that `decodable` returned.
+
+    A resumed epoch feeds it in place of an image that nobody sees, because it is decoded in less time. The random
+    operators then draw what they would draw for the image: their draws depend on its size, and on nothing else in it.
+    If the size cannot be read, the image itself is returned.
+    """
+    try:
+        return gray_jpeg(size_of(content, UPRIGHT))
+    except Exception:  # Pillow raises many types of exception, and a JPEG has at most 65,500 pixels on a side.
+        return np.frombuffer(content, np.uint8)
+
+
+@functools.lru_cache(maxsize=64)
+def gray_jpeg(size: tuple[int, int]) -> np.ndarray:
+    """Return the bytes, uint8 (number of bytes), of a gray JPEG; `size` is its width and height in pixels."""
+    written = io.BytesIO()
+    Image.new("L", size).save(written, "JPEG")
+    return np.frombuffer(written.getvalue(), np.uint8)
 
 
 def decoder_takes(content: bytes, operations: Sequence[Any] = ()) -> bool:
@@ -162,17 +207,17 @@ def remove_abnormal_images() -> None:
         copy.unlink(missing_ok=True)
 
 
-def orientation_of(exif: Optional[bytes]) -> Optional[int]:
-    """Return the orientation in EXIF bytes, a key of UPRIGHT; None if the image is upright or the bytes are damaged."""
+def orientation_of(exif: Optional[bytes]) -> int:
+    """Return the orientation in EXIF bytes, from 1 to 8; UPRIGHT if the bytes have no orientation or are damaged."""
     if not exif:
-        return None
+        return UPRIGHT
     found = Image.Exif()
     try:
         found.load(exif)
         value = found.get(ORIENTATION)
     except Exception:  # Pillow raises many types of exception on damaged EXIF bytes too.
-        return None
-    return value if value in UPRIGHT else None
+        return UPRIGHT
+    return value if value in TURNS else UPRIGHT
 
 
 def check_png(content: bytes) -> Optional[bytes]:

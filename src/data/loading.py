@@ -14,13 +14,16 @@ import mindspore.dataset as ds
 import numpy as np
 from PIL import Image
 
-from src.config.schema import Config, resolved
-from src.data.formats import remove_abnormal_images
+from src.config.schema import Config, DataConfig
+from src.data.formats import remove_abnormal_images, upright
 from src.data.mindrecord import Packed
 from src.data.reading import BAD, Files, Selection, prefetch
 from src.data.samples import Samples
 from src.data.transforms import View, eval_view, train_view
 from src.errors import UserError
+from src.processors import usable
+
+MOST_WORKERS = 8  # that `data.workers: null` means
 
 
 class Summing(Protocol):
@@ -70,6 +73,14 @@ class Loader:
         return -(-len(range(self.rank, len(self.samples), self.ranks)) // self.batch_size)
 
     @property
+    def depends_on_workers(self) -> bool:
+        """Return whether another number of workers changes the augmentation.
+
+        Each worker of MindSpore's pipeline has its own random numbers. The threads of `from_memory` have none.
+        """
+        return self.seed is not None and bool(self.view.rows)
+
+    @property
     def bad(self) -> dict[int, str]:
         """Return the bad images found so far, which were replaced or left out: their defects by index."""
         return self.files.bad if self.files else {}
@@ -95,11 +106,19 @@ class Loader:
         Order and augmentation depend only on the seed, the epoch, the rank and the number of workers.
         """
         order = self.order(epoch)
-        if not len(order):
+        if not len(order) or skip >= len(self):
             return
         if self.view.rows:
             batches = self.from_pipeline(order, epoch, skip)
-            yield from (self.transform_batch(epoch, number, *batch) for number, batch in enumerate(batches, skip))
+            if not self.view.batches:
+                yield from batches
+                return
+            # A thread does the rest of the work, so that the network does not wait for it.
+            yield from prefetch(
+                lambda numbered: self.transform_batch(epoch, numbered[0], *numbered[1]),
+                enumerate(batches, skip),
+                workers=1,
+            )
         else:
             yield from self.from_memory(order, epoch, skip)
 
@@ -161,13 +180,23 @@ class Loader:
         """Return an iterator of the batches (images,) without the first `skip`."""
         if self.seed is not None:
             ds.config.set_seed(int(np.random.SeedSequence((self.seed, epoch, self.rank)).generate_state(1)[0]))
+        # The skipped batches are augmented too, so that the workers use the same random numbers for the other batches.
+        # Their files are not decoded.
+        selection.unseen = skip * self.batch_size
         if isinstance(self.samples.images, Packed):
-            pipeline = self.samples.images.pipeline(selection.order, self.workers)
+            pipeline = self.samples.images.pipeline(selection.order, self.workers, selection.unseen)
         else:
-            pipeline = ds.GeneratorDataset(selection, ["image"], shuffle=False)
-        pipeline = pipeline.map(self.view.rows, "image", num_parallel_workers=self.workers).batch(self.batch_size)
+            pipeline = ds.GeneratorDataset(selection, selection.columns, shuffle=False)
+        decoding, others = self.view.rows[: self.view.decoding], self.view.rows[self.view.decoding :]
+        if "orientation" in pipeline.get_col_names():
+            pipeline = pipeline.map(decoding, "image", num_parallel_workers=self.workers)
+            pipeline = pipeline.map(upright, ["image", "orientation"], ["image"], num_parallel_workers=self.workers)
+        else:
+            others = [*decoding, *others]
+        if others:
+            pipeline = pipeline.map(others, "image", num_parallel_workers=self.workers)
+        pipeline = pipeline.batch(self.batch_size)
         batches = pipeline.create_tuple_iterator(num_epochs=1, output_numpy=True)
-        # The skipped batches are prepared too, so that the workers use the same random numbers for the other batches.
         return itertools.islice(batches, skip, None)
 
 
@@ -178,7 +207,7 @@ def train_loader(
 
     Raise a `UserError` if a batch is larger than a rank's part of the training split.
     """
-    batch_size, workers = config.train.batch_size, resolved(config.data.workers)
+    batch_size, workers = config.train.batch_size, workers_of(config.data)
     if batch_size * ranks > len(samples):
         each = f" on each of {ranks} ranks" if ranks > 1 else ""
         raise UserError(
@@ -196,11 +225,17 @@ def train_loader(
 
 
 def eval_loader(
-    config: Config, samples: Samples, batch_size: Optional[int] = None, rank: int = 0, ranks: int = 1
+    config: Config,
+    samples: Samples,
+    batch_size: Optional[int] = None,
+    rank: int = 0,
+    ranks: int = 1,
+    seed: Optional[int] = None,
 ) -> Loader:
     """Return the `Loader` that yields every image once, in order; `batch_size` is train.batch_size by default.
 
-    Raise a `UserError` if there are fewer images than ranks.
+    With a `seed`, the images are shuffled, and all ranks have the same number of complete batches. Raise a `UserError`
+    if there are fewer images than ranks.
     """
     if ranks > len(samples):
         raise UserError(
@@ -210,10 +245,15 @@ def eval_loader(
     samples = with_channels(samples, config.data.channels)
     view = eval_view(config.data, samples.are_files)
     # The number of workers does not change the evaluation, so another machine with fewer cores can use fewer.
-    workers = min(resolved(config.data.workers), os.cpu_count() or 1)
+    workers = min(workers_of(config.data), os.cpu_count() or 1)
     skip_bad = config.data.on_bad_image == "skip"
     batch_size = batch_size or config.train.batch_size
-    return Loader(samples, view, batch_size, workers, rank=rank, ranks=ranks, skip_bad=skip_bad)
+    return Loader(samples, view, batch_size, workers, seed, rank, ranks, skip_bad=skip_bad)
+
+
+def workers_of(data: DataConfig, sharing: int = 1) -> int:
+    """Return `data.workers`, or its default where `sharing` processes use the same processors."""
+    return data.workers or max(1, min(usable() // sharing, MOST_WORKERS))
 
 
 def count_bad(loaders: Sequence[Loader], ranks: Summing) -> int:

@@ -2,6 +2,7 @@
 
 import collections
 import io
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Callable, Optional, TypeVar, cast
@@ -9,11 +10,12 @@ from typing import Any, Callable, Optional, TypeVar, cast
 import numpy as np
 from PIL import Image
 
-from src.data.formats import ImageError, bitmap, decodable, decoder_takes
+from src.data.formats import UPRIGHT, ImageError, bitmap, decodable, decoder_takes, stand_in
 from src.data.samples import Samples
 
 BAD = -1  # stands for an image that cannot be decoded
 FILES_AT_ONCE = 16  # files that a thread reads in one task
+BYTES_AHEAD = 64 * 2**20  # threads read no further file ahead while the files that wait have so many bytes
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -26,6 +28,7 @@ class Files:
         self.bad = dict(samples.bad)  # index of an image: its defect
         self.needs_pillow: set[int] = set()  # indices of images that look valid, but MindSpore's decoder rejects them
         self.is_valid = np.zeros(len(samples), bool)  # valid files, which the decoder reads unchanged
+        self.orientations = np.zeros(len(samples), np.uint8)  # of the bytes that `read` returns; 0: not read yet
 
     def read(self, index: int) -> Optional[bytes]:
         """Return the bytes of image `index` for MindSpore's decoder, or None if the image is bad."""
@@ -37,7 +40,7 @@ class Files:
                 content = file.read()
             if self.is_valid[index]:
                 return content
-            usable = bitmap(content) if index in self.needs_pillow else decodable(content)
+            usable, orientation = (bitmap(content), UPRIGHT) if index in self.needs_pillow else decodable(content)
         except OSError as error:
             self.bad[index] = f"{path}: {error.strerror}"
             return None
@@ -45,6 +48,7 @@ class Files:
             self.bad[index] = f"{path}: {problem}"
             return None
         self.is_valid[index] = usable is content
+        self.orientations[index] = orientation
         return usable
 
     def find_undecodable(self, selection: "Selection", start: int, operations: Sequence[Any]) -> bool:
@@ -64,10 +68,13 @@ class Files:
 
 
 class Selection:
-    """The images of `samples` in the given order, as bytes or arrays: the source of MindSpore's GeneratorDataset.
+    """The images of `samples` in the given order: the source of MindSpore's GeneratorDataset.
 
+    `columns` are the names of a row's parts. A row has the image, which is an array or the bytes of a file. If files
+    may have to be turned, it has their EXIF orientation too.
     With `replace`, the next good image of the data set takes the place of a bad image; without it, a blank image does.
-    `index_at` has the index of the image at each position, or BAD.
+    `index_at` has the index of the image at each position, or BAD. Nobody sees the images at the first `unseen`
+    positions: files are read and checked there, but a `stand_in` is decoded.
     """
 
     def __init__(
@@ -79,28 +86,31 @@ class Selection:
         self.replace = replace
         self.workers = workers
         self.index_at = order.copy()
+        self.unseen = 0
+        # With `replace`, any image of the data set may take the place of an image in `order`.
+        turns = files is not None and (files.orientations[slice(None) if replace else order] != UPRIGHT).any()
+        self.columns = ["image", "orientation"] if turns else ["image"]
         blank = io.BytesIO()
         Image.new("RGB", (32, 32)).save(blank, "BMP")
         self.blank = np.frombuffer(blank.getvalue(), np.uint8)
 
-    def __iter__(self) -> Iterator[tuple[np.ndarray]]:
-        # These threads replace MindSpore's, which pass on one file at a time and lose a quarter of the speed.
-        starts = range(0, len(self.order), FILES_AT_ONCE)
-        for rows in prefetch(self.read_from, starts, self.workers):
-            yield from rows
-
-    def read_from(self, start: int) -> list[tuple[np.ndarray]]:
-        """Return the rows (image,) of FILES_AT_ONCE positions from `start` on."""
-        positions = range(start, min(start + FILES_AT_ONCE, len(self.order)))
+    def __iter__(self) -> Iterator[tuple[np.ndarray, ...]]:
         images = self.samples.images
         if isinstance(images, np.ndarray):
-            return [(images[self.order[position]],) for position in positions]
-        rows = []
-        for position in positions:
-            index, content = self.read(position)
-            self.index_at[position] = BAD if content is None else index
-            rows.append((self.blank if content is None else np.frombuffer(content, np.uint8),))
-        return rows
+            return ((images[index],) for index in self.order)
+        # These threads replace MindSpore's, which pass on one file at a time and lose a quarter of the speed.
+        return iter(ReadAhead(self.row_of, len(self.order), self.workers))
+
+    def row_of(self, position: int) -> tuple[np.ndarray, ...]:
+        """Return the file at a position: its bytes, uint8 (number of bytes), and its EXIF orientation, uint8 ()."""
+        index, content = self.read(position)
+        self.index_at[position] = BAD if content is None else index
+        orientation = UPRIGHT if content is None else cast(Files, self.files).orientations[index]
+        if content is None:
+            image = self.blank
+        else:
+            image = stand_in(content) if position < self.unseen else np.frombuffer(content, np.uint8)
+        return (image, np.array(orientation, np.uint8))[: len(self.columns)]
 
     def read(self, position: int) -> tuple[int, Optional[bytes]]:
         """Return (index, content) of the file at a position or of the file that replaces it.
@@ -113,6 +123,66 @@ class Selection:
             if content is not None:
                 return index % len(self.samples), content
         return wanted, None
+
+
+class ReadAhead:
+    """The rows read(0), read(1) and so on, `count` rows in all, which `workers` threads prepare ahead.
+
+    The threads read no further row while the rows that wait to be taken have BYTES_AHEAD bytes or more. The row that
+    comes next is always read, so a file of any size passes. The first part of a row counts: uint8 (number of bytes).
+    """
+
+    def __init__(self, read: Callable[[int], tuple[np.ndarray, ...]], count: int, workers: int) -> None:
+        self.read = read
+        self.count = count
+        self.workers = workers
+        self.changed = threading.Condition()  # guards the next three
+        self.waiting_bytes = 0
+        self.next = 0  # the position of the row that comes next
+        self.closed = False
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, ...]]:
+        ahead: collections.deque[list[Future[tuple[np.ndarray, ...]]]] = collections.deque()
+        with ThreadPoolExecutor(self.workers) as pool:
+            try:
+                for start in range(0, self.count, FILES_AT_ONCE):
+                    ahead.append([Future() for _ in range(min(FILES_AT_ONCE, self.count - start))])
+                    pool.submit(self.fill, start, ahead[-1])
+                    if len(ahead) > 2 * self.workers:
+                        yield from self.taken(ahead.popleft())
+                while ahead:
+                    yield from self.taken(ahead.popleft())
+            finally:
+                with self.changed:
+                    self.closed = True
+                    self.changed.notify_all()
+
+    def fill(self, start: int, rows: list["Future[tuple[np.ndarray, ...]]"]) -> None:
+        """Read the `rows` from position `start` on, in a thread."""
+        for position, row in enumerate(rows, start):
+            with self.changed:
+                while not self.closed and self.waiting_bytes >= BYTES_AHEAD and position != self.next:
+                    self.changed.wait()
+                if self.closed:
+                    return
+            try:
+                content = self.read(position)
+            except BaseException as error:  # The thread that takes the row raises it.
+                row.set_exception(error)
+                return
+            with self.changed:
+                self.waiting_bytes += content[0].nbytes
+            row.set_result(content)
+
+    def taken(self, rows: list["Future[tuple[np.ndarray, ...]]"]) -> Iterator[tuple[np.ndarray, ...]]:
+        """Yield the rows of one task as soon as they are read."""
+        for row in rows:
+            content = row.result()
+            with self.changed:
+                self.waiting_bytes -= content[0].nbytes
+                self.next += 1
+                self.changed.notify_all()
+            yield content
 
 
 def prefetch(make: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:

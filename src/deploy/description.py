@@ -13,6 +13,7 @@ from src.versions import versions
 
 Format = Literal["mindir", "onnx", "ms", "air"]  # also the extensions of the files
 FORMATS: tuple[str, ...] = get_args(Format)
+Split = Literal["val", "test"]  # the splits that verify a file
 VERSION: Literal[1] = 1  # of the description's format
 
 
@@ -44,14 +45,35 @@ class Preprocessing(Part):
     std: list[float]
     image_size: int = Field(description="height and width in pixels after the centre crop")
     crop_fraction: float = Field(description="image_size / short side before the centre crop")
+    # The defaults of the keys below are what files of versions before 0.2.0 need, which do not name them.
+    orientation: Literal["exif"] = Field(
+        "exif", description="first, the image is turned upright as its EXIF orientation says"
+    )
+    interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", description="of the resizing")
+    antialias: bool = Field(
+        False,
+        description="true: the kernel becomes wider as the image becomes smaller, as in Pillow; false: as in OpenCV",
+    )
+    short_side: Optional[int] = Field(
+        None,
+        description="the short side after resizing, in pixels; null: image_size / crop_fraction, rounded half to even",
+    )
+    long_side_rounding: Literal["down"] = Field(
+        "down", description="rounding of the long side after resizing, which keeps the proportions"
+    )
+    crop_rounding: Literal["down", "half_even"] = Field(
+        "down", description="rounding of half the border, which the centre crop cuts off left and above"
+    )
 
 
 class Source(Part):
     file: str
     sha256: str
     epoch: int
-    top1: Optional[float] = Field(description="best top-1 of the run on its test split, as a fraction of 1")
-    config: dict[str, Any] = Field(description="the run's resolved settings")
+    top1: Optional[float] = Field(
+        description="best top-1 of the run on the split that it evaluated, as a fraction of 1"
+    )
+    config: dict[str, Any] = Field(description="the run's resolved settings, with the overrides of the export")
 
 
 class RuntimeCheck(Part):
@@ -62,10 +84,18 @@ class RuntimeCheck(Part):
     )
     agreement: float = Field(description="share of the images with the same top-1 class as the checkpoint")
     top1: float = Field(description="top-1 of the exported file, as a fraction of 1")
+    drop_interval: Optional[list[float]] = Field(
+        None,
+        description="95 % confidence interval of the drop in top-1 from the checkpoint (Bonett and Price, paired), as "
+        "fractions of 1; null in files that were written before 0.2.0",
+    )
 
 
 class Verification(Part):
     images: int
+    split: Optional[Split] = Field(
+        None, description="the split of the images; null in files that were written before 0.2.0"
+    )
     checkpoint_top1: float = Field(description="top-1 of the checkpoint on the same images, as a fraction of 1")
     runtimes: list[RuntimeCheck] = Field(description="each runtime that ran the file; empty for AIR")
 
@@ -88,9 +118,10 @@ class Description(Part):
     made_by: dict[str, str] = Field(description="versions of the software that wrote the file")
 
 
-# export.py --help reads this module, so it must not import MindSpore: `Checkpoint`, `Value` and `Options` are Any here.
+# export.py --help reads this module, so it must not import MindSpore: `Checkpoint` and other types are Any here.
 def describe(
     checkpoint: Any,
+    config: Any,
     exported: Union[str, Path],
     graph_input: Any,
     graph_output: Any,
@@ -99,9 +130,10 @@ def describe(
 ) -> Description:
     """Return the `Description` of the file `exported`, which was written from the `Checkpoint` `checkpoint`.
 
+    `config` is the checkpoint's `Config` with the overrides of the export.
     `graph_input` and `graph_output` are the graph's `Value`s; `options` are the export's `Options`.
     """
-    data = checkpoint.config.data
+    data = config.data
     takes_images = options.input == "image"
     return Description(
         version=VERSION,
@@ -131,13 +163,17 @@ def describe(
             std=data.std,
             image_size=data.image_size,
             crop_fraction=data.crop_fraction,
+            interpolation=data.interpolation,
+            antialias=data.antialias,
+            short_side=round(data.image_size / data.crop_fraction),
+            crop_rounding="half_even" if data.antialias else "down",
         ),
         checkpoint=Source(
             file=checkpoint.path.name,
             sha256=sha256(checkpoint.path),
             epoch=checkpoint.epoch,
             top1=(checkpoint.best or {}).get("top1"),
-            config=checkpoint.config.model_dump(),
+            config=config.model_dump(),
         ),
         verification=verification,
         made_by=versions(),

@@ -5,19 +5,20 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Union
+from typing import Optional, Union
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
 from src.data.loading import Loader
-from src.deploy.description import Description, describe, write_description
+from src.deploy.description import Description, Split, describe, write_description
+from src.deploy.golden import make_golden, write_golden
 from src.deploy.graph.graph import Graph
 from src.deploy.graph.mindir import port_names, read_mindir, write_mindir
 from src.deploy.graph.onnx_format import write_onnx
 from src.deploy.graph.passes import halve_weights, optimize, pool_means, separate_padding
-from src.deploy.options import Options
+from src.deploy.options import Options, check_images
 from src.deploy.quantize import quantize_onnx, write_lite_calibration
 from src.deploy.runtimes.lite import Lite, find_lite, need_lite
 from src.deploy.verify import verify
@@ -56,20 +57,25 @@ def check_target(options: Options) -> None:
 
 def export(
     opened: OpenCheckpoint,
-    test_loader: Loader,
+    loader: Loader,
+    split: Split,
     output: Union[str, Path],
     options: Options,
     calibration: Iterable[np.ndarray] = (),
+    golden: Optional[Union[str, Path]] = None,
 ) -> Description:
     """Write the file `output` and its description `output`.json; return the `Description`.
 
-    The network of `opened` must have stock operators. `test_loader` gives the images for the verification, and
+    The network of `opened` must have stock operators. `loader` gives the images of `split` for the verification, and
     `calibration` the inputs for int8; both have batches of `options.batch`. A failed verification is a `UserError` and
-    leaves no file.
+    leaves no file. `golden` is an image file; `write_golden` says what is written for it.
     """
-    checkpoint, classifier = opened.checkpoint, opened.classifier
+    checkpoint, config, classifier = opened
     output = Path(output)
-    data = checkpoint.config.data
+    data = config.data
+    if options.precision == "int8":
+        check_images(len(loader.samples), options.min_images)
+    golden_image = None if golden is None else make_golden(opened, golden)
     image = np.zeros((options.batch, data.image_size, data.image_size, data.channels), np.uint8)
     example = ms.Tensor(image) if options.input == "image" else classifier.preprocess(ms.Tensor(image))
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -83,13 +89,15 @@ def export(
             ms.export(deployed, example, file_name=str(written), file_format="AIR")
         else:
             write(graph, plain, written, output, options, calibration)
-        verification = verify(opened.config.runtime, classifier, written, test_loader, options)
-        description = describe(checkpoint, written, graph.input, graph.output, options, verification)
+        verification = verify(config.runtime, classifier, written, loader, split, options)
+        description = describe(checkpoint, config, written, graph.input, graph.output, options, verification)
         sidecar = Path(folder) / "model.json"
         write_description(description, sidecar)
         os.chmod(written, 0o644)  # MindSpore makes its files read-only
         os.replace(written, output)
         os.replace(sidecar, f"{output}.json")
+    if golden_image is not None:
+        write_golden(golden_image, output)
     return description
 
 
@@ -160,7 +168,6 @@ def convert_int8(graph: Graph, path: Path, output: Path, options: Options, calib
         except UserError as error:
             raise UserError(
                 f"--precision int8: MindSpore Lite {lite.version} cannot convert and load this model ({error}); with a "
-                f"newer version, run: converter_lite --fmk=MINDIR --modelFile={folder}/model.mindir "
-                f"--outputFile={output.with_suffix('')} "
-                f"--inputDataFormat=NCHW --configFile={folder}/int8.cfg"
+                f"newer version, run in the folder {folder}: converter_lite --fmk=MINDIR --modelFile=model.mindir "
+                f"--outputFile=../{output.stem} --inputDataFormat=NCHW --configFile=int8.cfg"
             ) from None

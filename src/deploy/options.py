@@ -10,7 +10,13 @@ from src.errors import UserError
 
 INPUTS = ("image", "tensor")
 PRECISIONS = ("float32", "float16", "int8")
-DEFAULTS = {"calibration": 256, "max_drop": 1.0, "mindir_version": 1}  # of the options that only some exports use
+DEFAULTS = {
+    "calibration": 256,
+    "max_drop": 1.0,
+    "min_agreement": 98.0,
+    "min_images": 200,
+    "mindir_version": 1,
+}  # of the options that only some exports use
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,8 @@ class Options:
     precision: str = "float32"
     mindir_version: int = 1
     max_drop: float = 1.0  # percentage points of top-1 that float16 and int8 may lose
+    min_agreement: float = 98.0  # float16, int8: percent of the images with the same top-1 class as the checkpoint
+    min_images: int = 200  # int8: fewest images of the verification
     lite_python: Optional[str] = None
 
 
@@ -36,10 +44,15 @@ def options_of(args: Namespace) -> Options:
     kind = args.format or (extension if extension in FORMATS else None)
     if extension != kind:
         raise UserError(f"--output {args.output}: must end with .{kind or ', .'.join(FORMATS)}")
-    for name in ("batch", "verify", "calibration"):
+    for name in ("batch", "verify", "calibration", "min_images"):
         value = getattr(args, name)
         if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: must be at least 1")
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    # A comparison with nan is false, so a limit of nan would allow everything.
+    if args.max_drop is not None and not 0 <= args.max_drop <= 100:
+        raise UserError(f"--max-drop {args.max_drop}: must be 0 to 100 percentage points")
+    if args.min_agreement is not None and not 0 <= args.min_agreement <= 100:
+        raise UserError(f"--min-agreement {args.min_agreement}: must be 0 to 100 percent")
     for override in args.overrides:
         if override.startswith("runtime.kernels="):
             raise UserError(
@@ -49,6 +62,8 @@ def options_of(args: Namespace) -> Options:
     used = {
         "calibration": args.precision == "int8",
         "max_drop": args.precision != "float32",
+        "min_agreement": args.precision != "float32",
+        "min_images": args.precision == "int8",
         "mindir_version": kind == "mindir",
         "lite_python": kind == "ms" or (kind == "mindir" and not version_3),
     }
@@ -64,6 +79,8 @@ def options_of(args: Namespace) -> Options:
         raise UserError(f"--format {kind} does not support --precision {args.precision}")
     if args.precision == "int8" and kind == "mindir":
         raise UserError("--format mindir does not support --precision int8; use --format onnx or ms")
+    if args.precision == "int8":
+        check_images(args.verify, args.min_images)
     return Options(
         format=kind,
         input=args.input,
@@ -72,5 +89,16 @@ def options_of(args: Namespace) -> Options:
         precision=args.precision,
         mindir_version=args.mindir_version,
         max_drop=args.max_drop,
+        min_agreement=args.min_agreement,
+        min_images=args.min_images,
         lite_python=args.lite_python,
     )
+
+
+def check_images(count: int, least: int) -> None:
+    """Raise a `UserError` if `count` images are too few to verify int8; `least` is the option --min-images."""
+    if count < least:
+        raise UserError(
+            f"--precision int8: too few images for the verification (found {count}, expected at least {least}); raise "
+            f"--verify, give a split with more images, or accept fewer with --min-images {count}"
+        )

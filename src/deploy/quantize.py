@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Union
 
 import mindspore as ms
 import numpy as np
@@ -23,11 +24,11 @@ WORKER = Path(__file__).with_name("quantize_worker.py")
 def full_batches(loader: Loader, classifier: Classifier, kind: str) -> Iterator[np.ndarray]:
     """Yield the loader's batches as inputs of a file, whose `kind` is "image" or "tensor".
 
-    A smaller last batch is left out.
+    A smaller batch is filled up with its last image: the ranges of activations are the same with it twice.
     """
     for images, _ in loader.epoch():
-        if len(images) == loader.batch_size:
-            yield images if kind == "image" else classifier.preprocess(ms.Tensor(images)).asnumpy()
+        filled = np.concatenate([images, np.repeat(images[-1:], loader.batch_size - len(images), axis=0)])
+        yield filled if kind == "image" else classifier.preprocess(ms.Tensor(filled)).asnumpy()
 
 
 def quantize_onnx(path: Path, batches: Iterable[np.ndarray]) -> None:
@@ -46,24 +47,28 @@ def quantize_onnx(path: Path, batches: Iterable[np.ndarray]) -> None:
 def write_lite_calibration(graph: Graph, batches: Iterable[np.ndarray], folder: Path) -> dict[str, dict[str, str]]:
     """Write the inputs of MindSpore Lite's int8 converter into `folder`: model.mindir, images/ and int8.cfg.
 
-    Return the converter's configuration, {section: {key: value}}.
+    int8.cfg names images/ relative to `folder`, so the folder can be moved to another machine; the converter must be
+    started in it. Return the converter's configuration for any working folder, {section: {key: value}}.
     """
     write_mindir(graph, make_parent(folder / "model.mindir"))
     count = 0
     for batch in batches:
         batch.tofile(make_parent(folder / "images" / f"{count:05}.bin"))
         count += 1
-    settings = {
-        "common_quant_param": {"quant_type": "FULL_QUANT", "bit_num": "8"},
-        "data_preprocess_param": {
-            "calibrate_path": f"{graph.input.name}:{(folder / 'images').resolve()}",
-            "calibrate_size": str(count),
-            "input_type": "BIN",
-        },
-        "full_quant_param": {"activation_quant_method": "MAX_MIN", "bias_correction": "true"},
-    }
+
+    def settings(images: Union[str, Path]) -> dict[str, dict[str, str]]:
+        return {
+            "common_quant_param": {"quant_type": "FULL_QUANT", "bit_num": "8"},
+            "data_preprocess_param": {
+                "calibrate_path": f"{graph.input.name}:{images}",
+                "calibrate_size": str(count),
+                "input_type": "BIN",
+            },
+            "full_quant_param": {"activation_quant_method": "MAX_MIN", "bias_correction": "true"},
+        }
+
     config = configparser.ConfigParser()
-    config.read_dict(settings)
+    config.read_dict(settings("images"))
     with open(folder / "int8.cfg", "w", encoding="utf-8") as file:
         config.write(file, space_around_delimiters=False)
-    return settings
+    return settings((folder / "images").resolve())

@@ -8,7 +8,6 @@ from typing import Callable, Optional, Union
 import mindspore as ms
 import numpy as np
 
-from src.config.load import make_config
 from src.config.schema import Config
 from src.deploy.description import FORMATS, read_description
 from src.deploy.runtimes.runtimes import open_runtime
@@ -16,10 +15,18 @@ from src.errors import UserError
 from src.evaluation.evaluate import make_eval_step
 from src.kernels.convert import use_kernels
 from src.runtime.device import use_device
-from src.weights.checkpoint import adapt_config, open_checkpoint
+from src.weights.checkpoint import adapt_config, open_checkpoint, recorded_config
 
 # Keys that may differ from training when an exported file is evaluated; the file fixes its input and its runtime.
-FREE_KEYS = ("data.name", "data.root", "data.crop_fraction", "data.workers", "runtime.device")
+FREE_KEYS = (
+    "data.name",
+    "data.root",
+    "data.crop_fraction",
+    "data.interpolation",
+    "data.antialias",
+    "data.workers",
+    "runtime.device",
+)
 SMALLEST_PROBABILITY = 1e-30  # smaller probabilities count as this, so that their logarithms are finite
 
 
@@ -57,7 +64,7 @@ def open_exported(path: Union[str, Path], overrides: Sequence[str], lite_python:
     if description.format == "air":
         raise UserError(f"{path}: evaluating AIR files is not supported; only Ascend's own tools run them")
     source = f"{path}.json"
-    config = adapt_config(make_config(description.checkpoint.config, source=source), overrides, FREE_KEYS)
+    config = adapt_config(recorded_config(description.checkpoint.config, source), overrides, FREE_KEYS)
     use_device(config.runtime)
     runtime = open_runtime(path, lite_python)
     mean, std = (np.array(values, np.float32) for values in (config.data.mean, config.data.std))

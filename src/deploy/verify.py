@@ -1,5 +1,6 @@
 """Verify on each of its runtimes that an exported file gives the same outputs as its checkpoint."""
 
+import math
 from pathlib import Path
 
 import mindspore as ms
@@ -7,8 +8,8 @@ import numpy as np
 
 from src.config.schema import RuntimeConfig
 from src.data.loading import Loader
-from src.deploy.description import RuntimeCheck, Verification
-from src.deploy.options import Options
+from src.deploy.description import RuntimeCheck, Split, Verification
+from src.deploy.options import Options, check_images
 from src.deploy.runtimes.lite import find_lite, need_lite
 from src.deploy.runtimes.runtimes import MindSporeRuntime, OnnxRuntime, Runtime, lite_runtime
 from src.deploy.trained import SMALLEST_PROBABILITY
@@ -20,6 +21,7 @@ from src.models.classifier import Classifier
 # whichever is more: near 100, the next float32 number is already 8e-6 away.
 MAX_DIFFERENCE = 1e-4
 MAX_RELATIVE_DIFFERENCE = 1e-5
+NORMAL_95 = 1.959964  # 97.5 % quantile of the normal distribution
 MIN_AGREEMENT = 0.999  # share of images with the same top-1 class
 
 
@@ -38,16 +40,18 @@ def runtimes(path: Path, options: Options) -> list[Runtime]:
 
 
 def verify(
-    runtime: RuntimeConfig, classifier: Classifier, path: Path, loader: Loader, options: Options
+    runtime: RuntimeConfig, classifier: Classifier, path: Path, loader: Loader, split: Split, options: Options
 ) -> Verification:
     """Run the file at `path` on each of its runtimes, and compare with the classifier on the loader's images.
 
-    `runtime` is the section of the config. Return the `Verification`; a difference above the limits is a `UserError`.
+    `runtime` is the section of the config, and `split` is the split of the images. Return the `Verification`; a
+    difference above the limits is a `UserError`.
     """
     step = make_eval_step(classifier.set_train(False), compiled=runtime.mode == "graph")
     targets = runtimes(path, options)
     images, checkpoint_correct, allowed = 0, 0, MAX_DIFFERENCE
-    difference, agreed, correct = [0.0] * len(targets), [0] * len(targets), [0] * len(targets)
+    difference, agreed = [0.0] * len(targets), [0] * len(targets)
+    lost, won = [0] * len(targets), [0] * len(targets)  # images that only the checkpoint, or only the file, gets right
     for batch, labels, logits in predict(step, loader):
         count = len(labels)
         padded = np.concatenate([batch, np.repeat(batch[-1:], options.batch - count, axis=0)])
@@ -55,30 +59,49 @@ def verify(
         expected = logits if options.logits else np.maximum(log_softmax(logits), np.log(SMALLEST_PROBABILITY))
         allowed = max(allowed, MAX_RELATIVE_DIFFERENCE * float(np.abs(logits).max()))
         images += count
-        checkpoint_correct += int((logits.argmax(1) == labels).sum())
+        right = logits.argmax(1) == labels
+        checkpoint_correct += int(right.sum())
         for i, target in enumerate(targets):
             scores = log_scores(target.run(x)[:count], options)
             if not np.isfinite(scores).all():
                 raise UserError(f"verification failed on {target.name}: the output is not finite; no file was written")
             difference[i] = max(difference[i], float(np.abs(scores - expected).max()))
             agreed[i] += int((scores.argmax(1) == logits.argmax(1)).sum())
-            correct[i] += int((scores.argmax(1) == labels).sum())
+            still_right = scores.argmax(1) == labels
+            lost[i] += int((right & ~still_right).sum())
+            won[i] += int((~right & still_right).sum())
     checks = [
         RuntimeCheck(
             runtime=target.name,
             version=target.version,
             max_difference=difference[i],
             agreement=agreed[i] / images,
-            top1=correct[i] / images,
+            top1=(checkpoint_correct - lost[i] + won[i]) / images,
+            drop_interval=drop_interval(lost[i], won[i], images),
         )
         for i, target in enumerate(targets)
     ]
     for target in targets:
         target.close()
-    verification = Verification(images=images, checkpoint_top1=checkpoint_correct / images, runtimes=checks)
+    verification = Verification(
+        images=images, split=split, checkpoint_top1=checkpoint_correct / images, runtimes=checks
+    )
     for check in checks:
         check_limits(check, verification, options, allowed)
     return verification
+
+
+def drop_interval(lost: int, won: int, images: int) -> list[float]:
+    """Return the 95 % confidence interval [low, high] of the drop in top-1, as fractions of 1.
+
+    `lost` of the `images` are right with the checkpoint only, `won` with the exported file only. Both see the same
+    images, so the interval is for paired proportions: the adjusted Wald interval of Bonett and Price, as Fagerland,
+    Lydersen and Laake recommend it (Statistics in Medicine 33, 2014, doi.org/10.1002/sim.6148).
+    """
+    p_lost, p_won = (lost + 1) / (images + 2), (won + 1) / (images + 2)
+    drop = p_lost - p_won
+    margin = NORMAL_95 * math.sqrt((p_lost + p_won - drop**2) / (images + 2))
+    return [max(-1.0, drop - margin), min(1.0, drop + margin)]
 
 
 def log_scores(output: np.ndarray, options: Options) -> np.ndarray:
@@ -97,6 +120,14 @@ def check_limits(check: RuntimeCheck, verification: Verification, options: Optio
                 f"{where}: {options.precision} loses too much top-1 (found {drop:.2f} points, expected at most "
                 f"{options.max_drop:g}); no file was written, --max-drop allows more"
             )
+        if 100 * check.agreement < options.min_agreement:
+            raise UserError(
+                f"{where}: {options.precision} gives too many images another top-1 class than the checkpoint (found "
+                f"{check.agreement:.2%} with the same class, expected at least {options.min_agreement:g} %); no file "
+                "was written, --min-agreement allows less"
+            )
+        if options.precision == "int8":
+            check_images(verification.images, options.min_images)
         return
     if check.max_difference > allowed:
         raise UserError(

@@ -23,7 +23,7 @@ class Evaluation:
 
     loss: float
     top1: float
-    top5: float  # 1 if there are at most five classes
+    top5: float  # 1 if there are at most five classes and no logit is NaN
     images: int
     confusion: np.ndarray  # number of images by (true class, predicted class), int64 (classes, classes)
 
@@ -87,8 +87,11 @@ def summarize(batches: Iterable[Batch], ranks: Optional[Ranks] = None) -> Evalua
         # Number of classes before the label: larger logits, and of equal logits the lower index, as in argmax.
         equal_before = (logits == label_logits) & (np.arange(classes) < labels[:, None])
         before = (logits > label_logits).sum(1) + equal_before.sum(1)
-        top5 += int((before < TOP_K).sum())
-        np.add.at(confusion, (labels, logits.argmax(1)), 1)
+        # Comparisons with NaN are false. Logits with a NaN count as wrong, so as the class after the label.
+        valid = ~np.isnan(logits).any(1)
+        top5 += int((valid & (before < TOP_K)).sum())
+        predicted = np.where(valid, logits.argmax(1), (labels + 1) % classes)
+        np.add.at(confusion, (labels, predicted), 1)
     loss, confusion = ranks.sum(np.array([loss], np.float64))[0], ranks.sum(confusion)
     top5, images = ranks.sum(np.array([top5], np.int64))[0], int(confusion.sum())
     return Evaluation(float(loss / images), float(confusion.trace() / images), float(top5 / images), images, confusion)
@@ -101,7 +104,8 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Return the logarithms of the probabilities of logits (N, classes), float64."""
-    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # the result of an infinite logit is NaN, without a warning
+        shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import mindspore as ms
 
+from src.files import cache_folder
+
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
 HOW = "install g++ (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++) or set CXX to a C++ compiler"
@@ -79,11 +81,6 @@ def find_compiler() -> list[str]:
         if shutil.which(command[0]):
             return command
     raise UnavailableError(f"no C++ compiler is installed{f' as CXX={named[0]}' if named else ''}; {HOW}")
-
-
-def cache_folder() -> Path:
-    """Return the folder of the compiled libraries."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pocketspore"
 
 
 def cpu() -> bytes:

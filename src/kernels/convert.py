@@ -34,9 +34,19 @@ def use_kernels(network: nn.Cell, runtime: RuntimeConfig) -> None:
             raise UserError(f"runtime.kernels: native kernels are not available: {reason}") from None
         print(f"native kernels are not available, so this run is two to three times slower: {reason}", flush=True)
         return
-    names = {id(parameter): parameter.name for parameter in network.get_parameters()}
+    names = names_by_id(network)
     Kernels(library).convert(network)
-    for parameter in network.get_parameters():
+    restore_names(network, names)
+
+
+def names_by_id(cell: nn.Cell) -> dict[int, str]:
+    """Return {id of a parameter: its name} for the parameters of a cell."""
+    return {id(parameter): parameter.name for parameter in cell.get_parameters()}
+
+
+def restore_names(cell: nn.Cell, names: dict[int, str]) -> None:
+    """Give the parameters of a cell, which MindSpore renamed when they moved to new Cells, their old names."""
+    for parameter in cell.get_parameters():
         parameter.name = names[id(parameter)]
 
 
@@ -59,10 +69,12 @@ class Kernels:
             if isinstance(child, ConvNormAct):
                 self.convert_layer(child)
                 continue
+            names = names_by_id(child)
             native = self.replacement(child)
             if native is None:
                 self.convert(child)
             elif isinstance(cell, (nn.SequentialCell, nn.CellList)):
+                restore_names(native, names)  # MindSpore looks for the position in the names
                 cell[int(name)] = native
             else:
                 setattr(cell, name, native)

@@ -2,7 +2,7 @@
 
 from mindspore import nn
 
-from src.config.schema import MINDCV, DataConfig, DistillConfig, ModelConfig, listed, resolve_own_keys, resolved
+from src.config.schema import MINDCV, SAME, DataConfig, DistillConfig, ModelConfig, listed, resolve_own_keys, resolved
 from src.errors import did_you_mean
 from src.models.classifier import Classifier
 from src.models.ghostnet import GhostNet
@@ -58,6 +58,9 @@ def resolve_model(model: ModelConfig) -> None:
                 raise ValueError(f"{key}: {value} is not one of {listed(option.allowed)}{nearest}")
     except ValueError as error:
         raise ValueError(f"model.{error}") from None
+    if model.padding == SAME and not hasattr(network, "pad_same"):
+        users = listed(name for name, network in NETWORKS.items() if hasattr(network, "pad_same"))
+        raise ValueError(f"model.padding: same is used with name={users} only (found name={model.name}); leave it out")
 
 
 def resolve_teacher(distill: DistillConfig) -> None:
@@ -94,6 +97,8 @@ def create_model(model: ModelConfig, data: DataConfig, classes: int) -> Classifi
     options = {key: getattr(model, key) for key in getattr(network, "options", {})}
     backbone = network(width=model.width, in_channels=data.channels, stem_stride=model.stem_stride, **options)
     head = nn.Dense(backbone.out_features, classes)
+    if model.padding == SAME:
+        backbone.pad_same()
     classifier = Classifier(backbone, head, model.dropout, mean, std)
     if model.norm_epsilon is not None or model.norm_momentum is not None:
         set_norm(classifier, model.norm_epsilon, model.norm_momentum)

@@ -32,7 +32,7 @@ class Preprocess(nn.Cell):
 
 
 class Classifier(nn.Cell):
-    """Classify images (N, H, W, C), uint8; return logits (N, classes), float32.
+    """Classify images (N, H, W, C), uint8; return logits (N, classes), float32 whatever the backbone computes in.
 
     `head` computes the logits from the backbone's features. It is None if the backbone itself outputs logits.
     `dropout` is the probability that a feature is dropped in training.
@@ -94,7 +94,10 @@ class Classifier(nn.Cell):
         features = self.backbone(pixels)
         if kept is not None:
             features = features * ops.cast(kept, features.dtype) / (1 - self.dropout)
-        return features if self.head is None else self.head(features)
+        logits = features if self.head is None else self.head(features)
+        # A backbone without a head here, such as a network of mindcv, outputs float16 in mixed precision. The scaled
+        # loss would overflow.
+        return logits if logits.dtype == ms.float32 else ops.cast(logits, ms.float32)
 
     def construct(self, images: ms.Tensor) -> ms.Tensor:
         return self.classify(self.preprocess(images))

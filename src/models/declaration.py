@@ -3,7 +3,8 @@
 A network class has `variants`, its published width multipliers, and `out_features`, the number of features before the
 classifier. `model.freeze` expects the stem as its first child and the blocks in its first `SequentialCell`. A
 network class may have `options`, the settings that only this network has, and `layers_per_block`, the number of
-consecutive layers that form a block (default: 1).
+consecutive layers that form a block (default: 1). A network class that has the setting `model.padding` has a method
+`pad_same()`, which changes the padding of its layers from symmetric to same.
 
 Any cell may have two methods:
 

@@ -206,6 +206,21 @@ def set_norm(network: nn.Cell, epsilon: Optional[float] = None, momentum: Option
                 parameter.name = name
 
 
+def pad_same(layer: ConvNormAct) -> None:
+    """Let the convolution of a layer pad as TensorFlow's "same"; its weight stays.
+
+    A kernel of size K at stride 2 needs K - 1 pixels of padding if a side of the feature map is odd, and K - 2 pixels
+    if it is even. Half of them, rounded down, are above and on the left; the other pixels are below and on the right.
+    """
+    old = layer.conv
+    name = old.weight.name
+    layer.conv = nn.Conv2d(
+        old.in_channels, old.out_channels, old.kernel_size, old.stride, "same", group=old.group, has_bias=False
+    )
+    layer.conv.weight = old.weight
+    layer.conv.weight.name = name  # a Cell puts its own name in front of the names of new parameters
+
+
 def initialize_weights(network: nn.Cell) -> None:
     """Initialise convolutions (He-normal, fan-out), dense layers (normal, standard deviation 0.01) and biases (0).
 

@@ -7,7 +7,7 @@ from typing import Any
 import mindspore as ms
 from mindspore import nn, ops
 
-from src.models.layers import ConvNormAct, GlobalPool, InvertedResidual, make_divisible
+from src.models.layers import ConvNormAct, GlobalPool, InvertedResidual, make_divisible, pad_same
 
 # The authors train with decay 0.99 and epsilon 0.001 (TensorFlow's terms).
 NORM = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.99)
@@ -50,6 +50,13 @@ class MobileNetV3(nn.Cell):
         self.act = nn.HSwish()
         self.out_features = out_features
         self.global_pool = GlobalPool()
+
+    def pad_same(self) -> None:
+        """Let the depthwise convolutions at stride 2 pad as in mindcv. At stride 1, both paddings are the same."""
+        for block in self.blocks:
+            for layer in block.layers:
+                if isinstance(layer, ConvNormAct) and layer.conv.stride == (2, 2):
+                    pad_same(layer)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         return self.act(self.widen(ops.flatten(self.global_pool(self.last(self.blocks(self.stem(x)))))))

@@ -49,7 +49,7 @@ class ShuffleUnit(nn.Cell):
         groups = self.shuffle.groups if self.shuffle is not None else 1
         if kernels.join(self.compress, self.depthwise, shuffle_groups=groups):
             self.shuffle = None  # the depthwise kernel reads the channels in shuffled order
-        if self.pool is not None:
+        if self.pool is not None and self.pool.pad_mode == "PAD":
             self.pool = kernels.average_pool(channels=self.concat.first_channels)
 
 
@@ -79,6 +79,14 @@ class ShuffleNetV1(nn.Cell):
         self.units = nn.SequentialCell(units)
         self.out_features = channels
         self.global_pool = GlobalPool()
+
+    def pad_same(self) -> None:
+        """Let the poolings pad as in mindcv; the average does not count the padding."""
+        if self.pool is not None:
+            self.pool = nn.MaxPool2d(3, 2, pad_mode="same")
+        for unit in self.units:
+            if unit.pool is not None:
+                unit.pool = nn.AvgPool2d(3, 2, pad_mode="same")
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         x = self.stem(x)

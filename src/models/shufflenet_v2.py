@@ -74,6 +74,11 @@ class ShuffleNetV2(nn.Cell):
         self.last = ConvNormAct(channels, self.out_features, 1)
         self.global_pool = GlobalPool()
 
+    def pad_same(self) -> None:
+        """Let the max pooling pad as in mindcv."""
+        if self.pool is not None:
+            self.pool = nn.MaxPool2d(3, 2, pad_mode="same")
+
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         x = self.stem(x)
         if self.pool is not None:

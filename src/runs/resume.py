@@ -1,17 +1,34 @@
-"""Resume a run that ended early."""
+"""Resume a run that ended early.
 
-from typing import Optional
+The ranks of a run may be on several machines, and only the first rank has the run folder. So the first rank alone reads
+it, and sends what it found to the other ranks. Its errors end all ranks.
+"""
 
+import json
+import os
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+import mindspore as ms
+import numpy as np
+from safetensors.numpy import load, save
+
+from src.config.load import make_config
 from src.config.schema import Config
+from src.data.loading import Loader, workers_of
 from src.errors import UserError
 from src.runs.folder import CHECKPOINTS, CONFIG, RunFolder
+from src.runtime.parallel import Ranks
 from src.weights.checkpoint import Checkpoint
 
 AUTO = "auto"
+DESCRIPTION = "description"  # name of the entry, beside the tensors, that has the rest of a `Checkpoint` as JSON
+TENSORS = ("weights", "average", "optimizer")  # the parts of a `Checkpoint` that are tensors
 # The settings that may change when a run is resumed; they do not change what is computed. train.epochs may increase.
 FREE_KEYS = (
     "run.dir",
     "data.root",
+    "data.workers",  # `refuse_workers` looks at it
     "checkpoint.every_steps",
     "checkpoint.keep_last",
     "checkpoint.keep_best",
@@ -19,23 +36,76 @@ FREE_KEYS = (
 )
 
 
-def open_run(config: Config, resume: Optional[str], overwrite: bool) -> tuple[RunFolder, bool]:
-    """Return the folder of the run, and whether to resume the run in it.
+def open_run(
+    config: Config, resume: Optional[str], overwrite: bool, ranks: Ranks
+) -> tuple[RunFolder, Optional[Checkpoint]]:
+    """Return the folder of the run, and the state to resume it from; None: a new run starts.
 
-    `resume` and `overwrite` are options of train.py. If a run would be overwritten, a `UserError` is raised.
+    `resume` and `overwrite` are options of train.py. If a run would be overwritten, if a setting differs from the
+    run's, or if all states are damaged, a `UserError` is raised.
     """
     folder = RunFolder(config.run.dir)
+
+    def find() -> Optional[Checkpoint]:
+        if not is_resumed(folder, resume, overwrite):
+            return None
+        folder.open()
+        return state_to_resume(folder, config)
+
+    return folder, from_first(find, ranks)
+
+
+def is_resumed(folder: RunFolder, resume: Optional[str], overwrite: bool) -> bool:
+    """Return whether to resume the run in `folder`; the other arguments and errors are as in `open_run`."""
     if resume == AUTO:
-        return folder, (folder.path / CONFIG).exists()
+        return (folder.path / CONFIG).exists()
     if resume is not None:
-        return folder, True
+        return True
     present = folder.holds_run()
     if present and not overwrite:
         raise UserError(
             f"run.dir: {folder.path} already contains a run (found {present}); resume it with --resume {folder.path}, "
             "choose another run.dir=…, or replace it with --overwrite"
         )
-    return folder, False
+    return False
+
+
+def from_first(find: Callable[[], Optional[Checkpoint]], ranks: Ranks) -> Optional[Checkpoint]:
+    """Return on every rank the checkpoint that `find` returns on the first rank; the other ranks do not call it."""
+    if ranks.count == 1:
+        return find()
+    found: Optional[Checkpoint] = None
+
+    def content() -> bytes:
+        nonlocal found
+        found = find()
+        return b"" if found is None else pack(found)
+
+    sent = ranks.from_first(content)
+    return found if ranks.is_first or not sent else unpack(sent)
+
+
+def pack(checkpoint: Checkpoint) -> bytes:
+    """Return a checkpoint as bytes in the format safetensors, from which `unpack` makes it again."""
+    described = {name: value for name, value in vars(checkpoint).items() if name not in TENSORS}
+    described.update(path=str(checkpoint.path), config=checkpoint.config.model_dump())
+    arrays = {DESCRIPTION: np.frombuffer(json.dumps(described).encode(), np.uint8)}
+    for part in TENSORS:
+        for name, value in getattr(checkpoint, part).items():
+            arrays[f"{part}.{name}"] = value.asnumpy()
+    return save(arrays)
+
+
+def unpack(content: bytes) -> Checkpoint:
+    """Return the checkpoint that `pack` has made into bytes; its tensors are `Tensor`s in place of `Parameter`s."""
+    arrays = load(content)
+    described: dict[str, Any] = json.loads(arrays.pop(DESCRIPTION).tobytes())
+    path = Path(described.pop("path"))
+    parts: dict[str, Any] = {part: {} for part in TENSORS}
+    for key, value in arrays.items():
+        part, _, name = key.partition(".")
+        parts[part][name] = ms.Tensor(value)
+    return Checkpoint(path=path, config=make_config(described.pop("config"), source=path), **described, **parts)
 
 
 def refuse_changes(before: Config, now: Config) -> None:
@@ -44,9 +114,10 @@ def refuse_changes(before: Config, now: Config) -> None:
     `before` is the config of the run, `now` is the config to resume it with.
     """
     old, new = before.model_dump(), now.model_dump()
-    if now.model.pretrained is not None and now.model.norm_epsilon is None:
-        # The run's config has the epsilon of its pretrained weights; the user's config does not set the epsilon.
-        new["model"]["norm_epsilon"] = before.model.norm_epsilon
+    for key in ("norm_epsilon", "padding"):
+        if now.model.pretrained is not None and new["model"][key] is None:
+            # The run's config has what its pretrained weights need; the user's config does not set it.
+            new["model"][key] = old["model"][key]
     for section, settings in new.items():
         for name, value in settings.items():
             key, was = f"{section}.{name}", old[section][name]
@@ -70,3 +141,42 @@ def state_to_resume(folder: RunFolder, config: Config) -> Optional[Checkpoint]:
             f"--resume: all states in {folder.path / CHECKPOINTS} are damaged; start again with --overwrite"
         )
     return found
+
+
+def choose_workers(config: Config, resumed: Optional[Checkpoint], ranks: Ranks) -> int:
+    """Return `data.workers`; if it is null, the number of the run that is resumed, else the default of this machine.
+
+    The run's number is not taken if this machine has fewer cores, or if the run had another number of ranks.
+    """
+    sharing = ranks.sharing()  # all ranks call it together
+    if config.data.workers is None and resumed is not None and same_ranks(resumed, ranks):
+        number = resumed.config.data.workers
+        if number is not None and number <= (os.cpu_count() or 1):
+            return number
+    return workers_of(config.data, sharing)
+
+
+def refuse_workers(resumed: Checkpoint, loader: Loader, ranks: Ranks) -> None:
+    """Raise a `UserError` if the number of workers of the training `loader` would change the images of a resumed run.
+
+    With another number of ranks the images change anyway, so any number of workers is allowed.
+    """
+    was, cores = resumed.config.data.workers, os.cpu_count() or 1
+
+    def check() -> bytes:
+        if was is None or was == loader.workers or not loader.depends_on_workers or not same_ranks(resumed, ranks):
+            return b""
+        advice = f"pass data.workers={was}"
+        if was > cores:
+            advice = f"resume on a machine with at least {was} cores (found {cores}), or with another number of ranks"
+        raise UserError(
+            f"data.workers: {loader.workers} differs from the run's value {was}, and the random augmentation of these "
+            f"images depends on it; {advice}"
+        )
+
+    ranks.from_first(check)
+
+
+def same_ranks(resumed: Checkpoint, ranks: Ranks) -> bool:
+    """Return whether a run is resumed with the number of ranks that saved the state."""
+    return resumed.state is not None and resumed.state["ranks"] == ranks.count

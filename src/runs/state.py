@@ -1,5 +1,6 @@
 """The progress of a run."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Optional
@@ -45,6 +46,8 @@ class RunState:
 def score(row: Mapping[str, Any], metric: str) -> tuple[float, float]:
     """Return the sort key of an epoch by a metric; smaller is better. Of equal epochs, the smaller loss is better.
 
-    `row` has the keys of `RunState.best`.
+    `row` has the keys of `RunState.best`. A loss that is not finite is worse than all others.
     """
+    if not math.isfinite(row["loss"]):
+        return math.inf, math.inf
     return (row["loss"] if metric == "loss" else -row[metric], row["loss"])

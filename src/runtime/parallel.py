@@ -2,16 +2,20 @@
 
 import atexit
 import contextlib
+import hashlib
 import os
+import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 from mindspore.communication import get_group_size, get_rank, init
+
+from src.errors import UserError, text_of
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,58 @@ class Ranks:
         gathered = ops.AllGather()(ms.Tensor(values.reshape(-1).view(np.int32))).asnumpy()
         return gathered.view(values.dtype).reshape(self.count, *values.shape).sum(0)
 
+    def average(self, parameters: Sequence[ms.Parameter]) -> None:
+        """Set float32 `parameters` to their means over all ranks; all ranks get the same bits."""
+        if self.count == 1 or not parameters:
+            return
+        values = [parameter.asnumpy().astype(np.float64) for parameter in parameters]
+        means = self.sum(np.concatenate([value.ravel() for value in values])) / self.count
+        ends = np.cumsum([value.size for value in values])[:-1]
+        for parameter, mean in zip(parameters, np.split(means.astype(np.float32), ends)):
+            parameter.set_data(ms.Tensor(mean.reshape(parameter.shape)))
+
     def broadcast(self, parameters: Iterable[ms.Parameter]) -> None:
         """Set the `parameters` of every rank to the values of the first rank."""
         if self.count > 1:
             send = ops.Broadcast(0)
             for parameter in parameters:
                 parameter.set_data(send((parameter.value(),))[0])
+
+    def from_first(self, make: Callable[[], bytes]) -> bytes:
+        """Return, on every rank, the bytes that `make` returns on the first rank; the other ranks do not call it.
+
+        A `UserError` or an `OSError` of `make` ends all ranks: the other ranks raise a `UserError` with its message.
+        """
+        if self.count == 1:
+            return make()
+        content, problem = b"", None
+        if self.is_first:
+            try:
+                content = make()
+            except (UserError, OSError) as error:
+                content, problem = text_of(error).encode(), error
+        length, failed = self.sum(np.array([len(content), problem is not None], np.int64))
+        words = np.zeros(-(-length // 4), np.int32)  # int32, because every device can send it
+        words.view(np.uint8)[: len(content)] = np.frombuffer(content, np.uint8)
+        if length:
+            content = ops.Broadcast(0)((ms.Tensor(words),))[0].asnumpy().tobytes()[:length]
+        if problem is not None:
+            raise problem
+        if failed:
+            raise UserError(content.decode())
+        return content
+
+    def sharing(self) -> int:
+        """Return the number of ranks that may use the same processors of the same machine, this rank included."""
+        place = f"{socket.gethostname()} {sorted(os.sched_getaffinity(0))}"
+        numbers = np.zeros(self.count, np.int64)
+        numbers[self.rank] = np.frombuffer(hashlib.sha256(place.encode()).digest()[:8], np.int64)[0]
+        gathered = self.sum(numbers)
+        return int((gathered == gathered[self.rank]).sum())
+
+    def all_true(self) -> Optional["AllTrue"]:
+        """Return the Cell that tells whether a condition holds on all ranks; None with a single rank."""
+        return AllTrue() if self.count > 1 else None
 
     def gradient_mean(self, parameters: ms.ParameterTuple) -> Optional[nn.Cell]:
         """Return the Cell that averages the gradients of the `parameters` over the ranks; None with a single rank."""
@@ -77,6 +127,18 @@ def join_ranks() -> Ranks:
         parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True, device_num=ranks.count
     )
     return ranks
+
+
+class AllTrue(nn.Cell):
+    """Returns whether a condition, a bool scalar, holds on all ranks; all ranks get the same bool scalar."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = ops.AllReduce()
+
+    def construct(self, condition: ms.Tensor) -> ms.Tensor:
+        failures = self.total(ops.cast(ops.logical_not(condition), ms.float32))
+        return ops.less(failures, 1)
 
 
 class SyncNorm(nn.Cell):

@@ -5,10 +5,14 @@ from types import FrameType
 from typing import Optional
 
 
+class PolledInterrupt(KeyboardInterrupt):
+    """A signal that `Interrupts.poll` found."""
+
+
 class Interrupts:
     """Turns SIGINT and SIGTERM into `KeyboardInterrupt`.
 
-    Between `hold` and `release`, the first signal waits until `release`. A second signal never waits.
+    Between `hold` and `release`, the first signal waits until `poll` or `release`. A second signal never waits.
     """
 
     def __init__(self) -> None:
@@ -25,8 +29,13 @@ class Interrupts:
             raise KeyboardInterrupt
 
     def hold(self) -> None:
-        """Let the next signal wait until `release`."""
+        """Let the next signal wait until `poll` or `release`."""
         self.holding = True
+
+    def poll(self) -> None:
+        """Raise `PolledInterrupt` if a signal waits."""
+        if self.asked:
+            raise PolledInterrupt
 
     def release(self) -> None:
         """Let signals act at once again; raise `KeyboardInterrupt` if a signal arrived since `hold`."""

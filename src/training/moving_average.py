@@ -39,8 +39,8 @@ class MovingAverage:
     def in_place(self) -> Iterator[None]:
         """Give the network its averages as weights within this context."""
         weights = {name: parameter.asnumpy().copy() for name, parameter in self.parameters.items()}
-        self.fill(self.values)
         try:
+            self.fill(self.values)
             yield
         finally:
             self.fill(weights)

@@ -25,7 +25,7 @@ class ReadyNetwork:
     """A network that a `TrainStep` can train, with its moving average, validation and cost."""
 
     classifier: Classifier
-    config: Config  # with the BatchNorm epsilon that the pretrained weights need
+    config: Config  # with the BatchNorm epsilon and the padding that the pretrained weights need
     scaler: Optional[LossScaler]  # loss scaler, with float16 only
     average: Optional[MovingAverage]  # moving average of the weights, with `train.ema_decay`
     validation: Validation
@@ -46,7 +46,8 @@ def prepare_network(
     `resumed` is the state that the caller loads afterwards, if a run is resumed.
     """
     if resumed is not None:
-        config = with_epsilon(config, resumed.config.model.norm_epsilon)
+        trained = resumed.config.model
+        config = with_imported(config, trained.norm_epsilon, trained.padding)
     classifier = create_model(config.model, config.data, len(classes))
 
     # The cost belongs to the network as published, so it is counted before parts are frozen and layers are replaced.
@@ -57,9 +58,9 @@ def prepare_network(
     # to the parameters, so they come after. A resumed state has all weights, so it needs no pretrained weights.
     if config.model.pretrained and resumed is None:
         imported = load_pretrained(classifier, config.model, config.model.pretrained)
-        config = with_epsilon(config, imported.norm_epsilon)
+        config = with_imported(config, imported.norm_epsilon, imported.padding)
         excluded = " except the classifier, whose number of classes differs" if imported.fresh_head else ""
-        print(f"pretrained: loaded all weights{excluded} from {config.model.pretrained} ({imported.source})")
+        print(f"pretrained: loaded all weights{excluded} from {config.model.pretrained} ({imported.origin()})")
 
     # Freezing marks parameters as not trainable. Recalibration, the native kernels and the optimizer read these marks.
     classifier.freeze(config.model.freeze)
@@ -79,6 +80,7 @@ def prepare_network(
     return ReadyNetwork(classifier, config, scaler, average, validation, params, macs)
 
 
-def with_epsilon(config: Config, epsilon: Optional[float]) -> Config:
-    """Return a copy of the config with another `model.norm_epsilon`."""
-    return config.model_copy(update={"model": config.model.model_copy(update={"norm_epsilon": epsilon})})
+def with_imported(config: Config, epsilon: Optional[float], padding: Optional[str]) -> Config:
+    """Return a copy of the config with the settings that pretrained weights need."""
+    changes = {"norm_epsilon": epsilon, "padding": padding}
+    return config.model_copy(update={"model": config.model.model_copy(update=changes)})

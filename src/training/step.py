@@ -107,10 +107,11 @@ class TrainStep:
 def make_update(optimizer: Optimizer, train: TrainConfig, ranks: Ranks, scaler: Optional[LossScaler]) -> Callable:
     """Return `update(gradients, rate)`: it averages the gradients over the ranks, clips them, and updates the weights.
 
-    With a `scaler`, the gradients belong to the scaled loss. If a gradient is not finite, the weights stay the same
-    and the loss scale is halved.
+    With a `scaler`, the gradients belong to the scaled loss. If a gradient is not finite on one of the ranks, then
+    on all ranks the weights stay the same and the loss scale is halved. `src/runtime/precision.py` says why the ranks
+    have to ask each other.
     """
-    mean_over_ranks = ranks.gradient_mean(optimizer.parameters)
+    mean_over_ranks, all_true = ranks.gradient_mean(optimizer.parameters), ranks.all_true()
     clip_norm, clip_value = train.clip_norm, train.clip_value
 
     def step(gradients, rate):
@@ -127,6 +128,8 @@ def make_update(optimizer: Optimizer, train: TrainConfig, ranks: Ranks, scaler: 
             return step(gradients, rate)
         gradients = scaler.unscale(gradients)
         finite = all_finite(gradients)
+        if all_true is not None:
+            finite = all_true(finite)
         if finite:
             step(gradients, rate)
         return scaler.adjust(finite)

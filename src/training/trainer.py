@@ -14,17 +14,26 @@ from src.errors import Interrupted, UserError
 from src.models.classifier import Classifier
 from src.runs.folder import RunFolder
 from src.runs.progress import Clock, Progress
+from src.runs.resume import from_first
 from src.runs.state import RunState
 from src.runtime.parallel import Ranks
-from src.training.interrupts import Interrupts
+from src.training.interrupts import Interrupts, PolledInterrupt
 from src.training.moving_average import MovingAverage
+from src.training.recalibration import moving_statistics
 from src.training.step import TrainStep
 from src.training.validation import Validation
 from src.weights.checkpoint import Checkpoint, fill
 
 
 class DivergedError(UserError):
-    """The loss of a batch is not finite."""
+    """The loss of a training batch, or of the test images, is not finite."""
+
+    def __init__(self, loss: str, moment: str, rate: float) -> None:
+        """`loss` is the name and the value of the loss, `rate` the learning rate at this `moment`."""
+        super().__init__(
+            f"the {loss} {moment}, at learning rate {rate:.4g}; a smaller optimizer.lr or a longer "
+            "schedule.warmup_epochs may help"
+        )
 
 
 class Trainer:
@@ -56,6 +65,7 @@ class Trainer:
         self.classifier.set_train(True)
         clock = Clock()
         batches = len(rates) * step.accumulate
+        statistics = moving_statistics(self.classifier)
         asked = time.perf_counter()
         for images, labels in itertools.islice(loader.epoch(state.epoch + 1, state.batch), batches - state.batch):
             arrived = time.perf_counter()
@@ -67,10 +77,8 @@ class Trainer:
             )
             loss_sum, correct, count = self.sum_over_ranks(loss, logits, labels)
             if not math.isfinite(loss_sum):
-                raise DivergedError(
-                    f"the loss became {loss_sum} in epoch {state.epoch + 1}, step {state.batch + 1}, "
-                    f"at learning rate {rate:.4g}; a smaller optimizer.lr or a longer schedule.warmup_epochs may help"
-                )
+                moment = f"in epoch {state.epoch + 1}, step {state.batch + 1}"
+                raise DivergedError(f"loss became {loss_sum}", moment, rate)
             state.batch += 1
             state.loss_sum += loss_sum
             state.correct += correct
@@ -81,6 +89,9 @@ class Trainer:
                 clock.add(Clock(count, done - asked, arrived - asked))
             if state.batch % step.accumulate == 0:
                 state.updates += 1
+                # Each rank's BatchNorms saw other images. Every state and every evaluation needs the same statistics on
+                # all ranks, and a state may be saved after each update.
+                self.ranks.average(statistics)
                 if self.average is not None:
                     self.average.update(state.updates)
                 if state.batch < batches:
@@ -138,8 +149,10 @@ class Trainer:
         `train.max_rollbacks` is reached.
         """
         train, rollbacks, factor = self.config.train, self.state.rollbacks, self.state.rate_factor
-        found = self.folder.newest_state(is_finite) if train.on_nonfinite == "rollback" else None
-        if found is None or rollbacks == train.max_rollbacks:
+        if train.on_nonfinite != "rollback" or rollbacks == train.max_rollbacks:
+            raise problem
+        found = from_first(lambda: self.folder.newest_state(is_finite), self.ranks)
+        if found is None:
             raise problem
         self.load(found)
         self.state.rollbacks, self.state.rate_factor = rollbacks + 1, factor * resolved(train.rollback_factor)
@@ -159,11 +172,21 @@ class Trainer:
     def end_epoch(self, validation: Validation, rates: np.ndarray, clock: Clock) -> dict[str, Any]:
         """Evaluate the weights, save them if they are among the best, and log the epoch; return the row of metrics.csv.
 
-        `rates` are the learning rates of the epoch, `clock` is the result of `train_epoch`.
+        `rates` are the learning rates of the epoch, `clock` is the result of `train_epoch`. A test loss that is not
+        finite raises a `DivergedError`.
         """
         state, began = self.state, time.perf_counter()
-        result, shipped, tested = validation()
+        # The evaluation changes weights and statistics for a while, so a signal acts only at a call of `poll`.
         self.interrupts.hold()
+        try:
+            result, shipped, tested = validation(self.interrupts.poll)
+        except PolledInterrupt:
+            self.interrupts.holding = False  # the weights and statistics are those of the training again
+            raise
+        for name in ("test_loss", "average_loss"):
+            loss = tested.get(name, 0.0)
+            if not math.isfinite(loss):
+                raise DivergedError(f"{name} became {loss}", f"after epoch {state.epoch + 1}", rates[-1])
         state.epoch += 1
         row = {
             "epoch": state.epoch,

@@ -24,8 +24,11 @@ FREE_KEYS = (
     "data.root",
     "data.image_size",
     "data.crop_fraction",
+    "data.interpolation",
+    "data.antialias",
     "data.workers",
     "data.val_fraction",
+    "data.group",
     "data.download",
     "data.on_bad_image",
     "train.batch_size",
@@ -126,7 +129,7 @@ def load_checkpoint(path: Union[str, Path]) -> Checkpoint:
         parts[prefix][name if prefix == OPTIMIZER else name[len(prefix) :]] = value
     return Checkpoint(
         path=path,
-        config=make_config(description["config"], source=path),
+        config=recorded_config(description["config"], source=path),
         classes=description["classes"],
         epoch=description["epoch"],
         best=description["best"],
@@ -136,6 +139,13 @@ def load_checkpoint(path: Union[str, Path]) -> Checkpoint:
         optimizer=parts[OPTIMIZER],
         state=description.get("state"),
     )
+
+
+def recorded_config(tree: Mapping[str, Any], source: object) -> Config:
+    """Return the `Config` that a checkpoint or an exported file, `source`, records as a nested dict."""
+    # Files from before version 0.2.0 do not have the key: their networks were evaluated without antialiasing, and the
+    # accuracy that they record holds for such pixels.
+    return make_config({**tree, "data": {"antialias": False, **tree["data"]}}, source=source)
 
 
 def adapt_config(config: Config, overrides: Sequence[str], free: Sequence[str] = FREE_KEYS) -> Config:

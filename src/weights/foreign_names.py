@@ -9,6 +9,7 @@ from typing import Callable, NamedTuple, Optional
 
 from mindspore import nn
 
+from src.config.schema import SAME
 from src.models.layers import ConvNormAct
 
 Pairs = Iterator[tuple[str, str]]
@@ -244,17 +245,18 @@ def timm_ghostnet(backbone: nn.Cell) -> Pairs:
 
 
 class Source(NamedTuple):
-    """How a library implements a network: its layer names, the epsilon of BatchNorm, the layout of ShuffleNetV2."""
+    """How a library implements a network: its layer names, BatchNorm's epsilon, `model.layout` and `model.padding`."""
 
     names: LayerNames
     epsilon: float = 1e-5
-    layout: Optional[str] = None
+    layout: Optional[str] = None  # None: the network has no layouts
+    padding: Optional[str] = None  # None: symmetric
 
 
 SOURCES = {  # network: {library: Source}
-    "shufflenet_v1": {"mindcv": Source(mindcv_shufflenet_v1)},
+    "shufflenet_v1": {"mindcv": Source(mindcv_shufflenet_v1, padding=SAME)},
     "shufflenet_v2": {
-        "mindcv": Source(mindcv_shufflenet_v2, layout="authors"),
+        "mindcv": Source(mindcv_shufflenet_v2, layout="authors", padding=SAME),
         "torchvision": Source(torchvision_shufflenet_v2, layout="equal_split"),
     },
     "mobilenet_v1": {"mindcv": Source(mindcv_mobilenet_v1)},
@@ -265,14 +267,14 @@ SOURCES = {  # network: {library: Source}
     },
     **{
         name: {
-            "mindcv": Source(mindcv_mobilenet_v3),
+            "mindcv": Source(mindcv_mobilenet_v3, padding=SAME),
             "torchvision": Source(torchvision_mobilenet_v3, epsilon=1e-3),
             "timm": Source(timm_mobilenet_v3),
         }
         for name in ("mobilenet_v3_small", "mobilenet_v3_large")
     },
     "mnasnet": {
-        "mindcv": Source(mindcv_mnasnet),
+        "mindcv": Source(mindcv_mnasnet, epsilon=1e-3),
         "torchvision": Source(torchvision_mnasnet),
         "timm": Source(timm_mobilenet_v2),
     },

@@ -7,15 +7,16 @@ from typing import NamedTuple, Optional, Union
 import mindspore as ms
 import numpy as np
 
-from src.config.schema import ModelConfig
+from src.config.schema import SAME, ModelConfig
 from src.errors import UserError
 from src.models.classifier import Classifier
 from src.models.layers import set_norm
 from src.weights.checkpoint import AVERAGE, OPTIMIZER, load_checkpoint
 from src.weights.foreign_names import SOURCES, LayerNames
-from src.weights.readers import read_tensors
+from src.weights.readers import AVERAGE_KEYS, Weights, read_weights
 
 TORCH_NAMES = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
+AVERAGE_KEY = AVERAGE.rstrip(".")  # how the log names the moving average in a checkpoint of PocketSpore
 LISTED = 5  # number of tensors that an error names for each problem
 OURS = "PocketSpore"
 
@@ -26,16 +27,24 @@ class Imported(NamedTuple):
     source: str  # PocketSpore, mindcv, torchvision or timm
     fresh_head: bool  # True: the file has another number of classes, so the classifier keeps its initial weights
     norm_epsilon: Optional[float]  # BatchNorm's epsilon, from `model.norm_epsilon` or the source; None: the default
+    padding: Optional[str]  # from `model.padding` or the source; None: symmetric
+    remarks: tuple[str, ...]  # what a reader of the log should know: moving averages, a changed stem
+
+    def origin(self) -> str:
+        """Return the source and the remarks, for the log."""
+        return "; ".join((self.source, *self.remarks))
 
 
 def load_pretrained(classifier: Classifier, model: ModelConfig, path: Union[str, Path]) -> Imported:
     """Load the weights at `path` into `classifier`, which was built from the config's section `model`.
 
-    The source is the library whose names and shapes fit. Its BatchNorm epsilon is used if `model.norm_epsilon` is null.
-    If only the number of classes differs, the head keeps its initial weights. If a tensor is missing, unexpected or has
-    a wrong shape, nothing is loaded, and a `UserError` is raised.
+    The source is the library whose names and shapes fit. Its BatchNorm epsilon is used if `model.norm_epsilon` is null,
+    its padding if `model.padding` is null. If only the number of classes differs, the head keeps its initial weights.
+    If the weights are for color images and the classifier is for gray images, or the other way round, the stem's
+    weights are converted. If a tensor is missing, unexpected or has a wrong shape, nothing is loaded, and a `UserError`
+    is raised.
     """
-    tensors = only_weights(read_tensors(path))
+    tensors, part = only_weights(read_weights(path))
     candidates = [Match(classifier, name, source.names, tensors) for name, source in SOURCES[model.name].items()]
     candidates.append(Match(classifier, OURS, None, tensors))
     best = min(candidates, key=lambda match: len(match.problems()))
@@ -43,27 +52,58 @@ def load_pretrained(classifier: Classifier, model: ModelConfig, path: Union[str,
         raise UserError(
             f"model.pretrained: {path} does not fit {model.name} (best match: {best.source}): {best.report()}"
         )
+    padding: Optional[str]
     if best.source == OURS:
         trained = load_checkpoint(path).config.model
-        epsilon, layout = trained.norm_epsilon, trained.layout
+        epsilon, layout, padding = trained.norm_epsilon, trained.layout, trained.padding
     else:
-        _, epsilon, layout = SOURCES[model.name][best.source]
+        _, epsilon, layout, padding = SOURCES[model.name][best.source]
     if layout not in (None, model.layout):
         raise UserError(f"model.layout: does not fit the weights of {path} (found {model.layout}, expected {layout})")
     if model.norm_epsilon is None and epsilon is not None:
         set_norm(classifier, epsilon)
+    if model.padding is None and padding == SAME:
+        classifier.backbone.pad_same()
+    remarks = []
+    if part is not None:
+        remarks.append(
+            f"the moving average in {part}" if part in (AVERAGE_KEY, *AVERAGE_KEYS) else f"the weights in {part}"
+        )
     parameters = classifier.parameters_dict()
     for ours, theirs in best.pairs.items():
         if not (best.fresh_head and ours.startswith("head.")):
-            value = tensors[theirs].reshape(parameters[ours].shape)
-            parameters[ours].set_data(ms.Tensor(value.astype("float32")))
-    return Imported(best.source, best.fresh_head, epsilon if model.norm_epsilon is None else model.norm_epsilon)
+            value = tensors[theirs].astype("float32")
+            if ours == best.stem and value.shape != parameters[ours].shape:
+                value, remark = convert_stem(value, parameters[ours].shape[1])
+                remarks.append(remark)
+            parameters[ours].set_data(ms.Tensor(value.reshape(parameters[ours].shape)))
+    return Imported(
+        best.source,
+        best.fresh_head,
+        epsilon if model.norm_epsilon is None else model.norm_epsilon,
+        padding if model.padding is None else model.padding,
+        tuple(remarks),
+    )
 
 
-def only_weights(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def only_weights(weights: Weights) -> Weights:
     """Return the weights among the tensors of a PocketSpore checkpoint: their moving average if the file has it."""
+    tensors, key = weights
     averages = {name[len(AVERAGE) :]: value for name, value in tensors.items() if name.startswith(AVERAGE)}
-    return averages or {name: value for name, value in tensors.items() if not name.startswith(OPTIMIZER)}
+    if averages:
+        return Weights(averages, AVERAGE_KEY)
+    return Weights({name: value for name, value in tensors.items() if not name.startswith(OPTIMIZER)}, key)
+
+
+def convert_stem(weight: np.ndarray, channels: int) -> tuple[np.ndarray, str]:
+    """Return the weight of the first convolution for `channels` (1 or 3) input channels, and the remark for the log.
+
+    `weight`, float32 (out_channels, 3 or 1, H, W), is for the other number of channels. The new convolution gives a
+    gray image the same output as `weight`, if all channels have the same mean and standard deviation.
+    """
+    if channels == 1:
+        return weight.sum(1, keepdims=True), "the stem's weights for 3 channels are summed for 1 channel"
+    return weight.repeat(3, 1) / 3, "the stem's weights for 1 channel are repeated for 3 channels and divided by 3"
 
 
 class Match:
@@ -82,6 +122,7 @@ class Match:
         self.source = source
         shapes = {parameter.name: tuple(parameter.shape) for parameter in classifier.get_parameters()}
         self.pairs = {name: name for name in shapes}
+        self.stem = next(iter(shapes))
         if names is not None:
             kinds = {} if source == "mindcv" else TORCH_NAMES
             layers = {
@@ -101,6 +142,8 @@ class Match:
             for ours, theirs in self.pairs.items()
             if theirs in tensors and squeezed(tensors[theirs].shape) != squeezed(shapes[ours])
         }
+        if self.stem in misfits and convertible(tensors[misfits[self.stem]].shape, shapes[self.stem]):
+            del misfits[self.stem]
         self.fresh_head = any(ours.startswith("head.") for ours in misfits)
         self.misshaped = [
             f"{theirs} (found {tensors[theirs].shape}, expected {shapes[ours]})"
@@ -119,6 +162,12 @@ class Match:
             for kind, items in kinds.items()
             if items
         )
+
+
+def convertible(theirs: Sequence[int], ours: Sequence[int]) -> bool:
+    """Return whether two shapes of a convolution's weight differ only in the number of input channels, 1 and 3."""
+    others = [(*shape[:1], *shape[2:]) for shape in (theirs, ours)]
+    return len(theirs) == len(ours) == 4 and others[0] == others[1] and {theirs[1], ours[1]} == {1, 3}
 
 
 def squeezed(shape: Sequence[int]) -> tuple[int, ...]:

@@ -45,6 +45,9 @@ def test_a_written_config_is_read_back_unchanged(path, tmp_path):
         ),
         ("model.layout=equal", "model.layout: equal is not one of authors, equal_split; did you mean equal_split?"),
         ("model.name=mindcv/mobilnet_v1_025", "is not a network of mindcv; did you mean mindcv/mobilenet_v1_025?"),
+        ("train.recalibrate=-1", "train.recalibrate: -1 is not auto, or a number of batches (at least 0)"),
+        ("train.recalibrate=always", "train.recalibrate: 'always' is not auto, or a number of batches (at least 0)"),
+        ("train.recalibrate=true", "train.recalibrate: True is not auto, or a number of batches (at least 0)"),
         ("model.freeze=head", "model.freeze: 'head' is not one of none, backbone"),
         ("model.freeze=-1", "model.freeze: -1 is not none, backbone, or a number of blocks (at least 0)"),
         ("model.freeze=true", "model.freeze"),
@@ -136,6 +139,15 @@ def test_a_later_override_replaces_the_file_and_an_earlier_override(tmp_path):
     path.write_text(yaml.safe_dump({"train": {"epochs": 7, "seed": 5}}))
     config = load_config(path, ["train.epochs=8", "train.epochs=9"])
     assert (config.train.epochs, config.train.seed) == (9, 5)
+
+
+def test_padding_is_for_networks_that_mindcv_pads():
+    assert make_config({}).model.padding is None
+    assert make_config({"model": {"name": "ghostnet", "padding": "symmetric"}}).model.padding == "symmetric"
+    with pytest.raises(
+        UserError, match=r"model.padding: same is used with name=shufflenet_v1, .* \(found name=ghostnet"
+    ):
+        make_config({"model": {"name": "ghostnet", "padding": "same"}})
 
 
 def test_layout_is_for_shufflenet_v2_only():

@@ -45,7 +45,7 @@ def test_a_data_set_without_defects_has_no_findings(config, run_tool, capsys):
     printed = capsys.readouterr().out
     assert "train: 24 images of 2 classes" in printed
     assert "width 120 to 120, height 120 to 120 pixels" in printed
-    assert "no duplicates, no leakage" in printed
+    assert "no duplicates, no leakage, no near-duplicates" in printed
 
 
 def test_every_defect_is_found(photos, config, run_tool, tmp_path, capsys):
@@ -75,6 +75,62 @@ def test_every_defect_is_found(photos, config, run_tool, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"{china / '1.jpg'}: is empty" in printed
     assert "leakage, the same image in several splits: 1" in printed
+
+
+def test_copies_that_differ_in_bytes_are_near_duplicates(photos, config, run_tool, tmp_path, capsys):
+    china, flower = photos / "train" / "china", photos / "train" / "flower"
+    with Image.open(china / "3.jpg") as photo:
+        photo.save(photos / "val" / "china" / "again.jpg", quality=70)
+        photo.resize((60, 60)).save(photos / "val" / "flower" / "small.png")
+        turned = photo.transpose(Image.Transpose.ROTATE_90)
+        exif = Image.Exif()
+        exif[0x0112] = 6  # "rotate by 90 degrees clockwise to see it upright"
+        turned.save(photos / "val" / "china" / "turned.jpg", exif=exif, quality=95)
+    shutil.copy(flower / "1.jpg", photos / "val" / "flower" / "leaked.jpg")
+    with Image.open(flower / "2.jpg") as photo:  # near-duplicates within a split are not reported
+        photo.save(flower / "again.jpg", quality=70)
+    assert run_tool(check_data, "--config", config, "--json", "report.json") == 1  # by the leaked image
+    pairs = json.loads((tmp_path / "report.json").read_text())["near_duplicates"]
+    assert {pair["images"][1]["name"].rpartition("/")[2] for pair in pairs} == {"again.jpg", "small.png", "turned.jpg"}
+    for pair in pairs:
+        assert pair["images"][0] == {"name": str(china / "3.jpg"), "split": "train", "class": "china"}
+        assert (pair["images"][1]["split"], pair["bits"] <= 24) == ("val", True)
+    printed = capsys.readouterr().out
+    assert "near-duplicates in several splits: 3" in printed
+    assert f"{china / '3.jpg'} (train, china) ~ {photos / 'val' / 'flower' / 'small.png'} (val, flower), " in printed
+    assert "what to do: look at each pair" in printed
+    (photos / "val" / "flower" / "leaked.jpg").unlink()
+    assert run_tool(check_data, "--config", config) == 0  # a person must decide about near-duplicates
+
+
+def test_the_nearest_hashes_are_those_of_a_comparison_of_all_pairs(monkeypatch):
+    generator = np.random.default_rng(0)
+    hashes = generator.integers(0, 256, (400, 32), np.uint8)
+    bits = np.unpackbits(hashes, axis=1)
+    changed = bits[generator.integers(0, 400, 300)]
+    for row in changed:
+        row[generator.choice(256, generator.integers(0, 60), replace=False)] ^= 1
+    others = np.unique(np.packbits(changed, axis=1), axis=0)
+    distances = np.array([[np.sum(a != b) for a in bits] for b in np.unpackbits(others, axis=1)])
+    near = distances.min(1) <= check_data.NEAR_BITS
+    assert 50 < near.sum() < len(others) - 50
+    for pairs in (check_data.PAIRS_AT_ONCE, 7):
+        monkeypatch.setattr(check_data, "PAIRS_AT_ONCE", pairs)
+        nearest, fewest = check_data.nearest_hashes(hashes, others)
+        np.testing.assert_array_equal(fewest[near], distances.min(1)[near])
+        np.testing.assert_array_equal(nearest[near], distances.argmin(1)[near])
+        assert (fewest[~near] > check_data.NEAR_BITS).all()
+
+
+def test_what_to_do_about_imbalance_is_said(photos, config, run_tool, capsys):
+    for i in range(1, 11):
+        (photos / "train" / "flower" / f"{i}.jpg").unlink()
+    run_tool(check_data, "--config", config)
+    assert "what to do" not in capsys.readouterr().out  # 12 to 2
+    (photos / "train" / "flower" / "11.jpg").unlink()
+    run_tool(check_data, "--config", config)
+    printed = capsys.readouterr().out
+    assert "smallest class: flower (1), imbalance 12.0 to 1\n  what to do: add images of the small classes" in printed
 
 
 def test_arrays_are_checked(run_tool, tmp_path):

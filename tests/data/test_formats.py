@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 
-from src.data.formats import ImageError, decodable, decoder_takes, examine
+from src.data.formats import ImageError, decodable, decoder_takes, examine, size_of, upright
 from src.data.jpeg import check_jpeg, huffman_tables
 
 PHOTO = Image.fromarray(load_sample_images().images[0][100:180, 200:320])
@@ -70,10 +70,11 @@ KINDS = {
 
 
 def decoded(content):
-    """Return the image that MindSpore decodes, uint8 (H, W, 3)."""
+    """Return the image that MindSpore decodes, turned upright, uint8 (H, W, 3)."""
     from mindspore.dataset import vision
 
-    return vision.Decode()(np.frombuffer(decodable(content), np.uint8))
+    usable, orientation = decodable(content)
+    return upright(vision.Decode()(np.frombuffer(usable, np.uint8)), orientation)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -81,11 +82,21 @@ def test_each_kind_of_file_decodes_to_the_upright_image_that_pillow_decodes(kind
     content = KINDS[kind]
     reference = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
     assert (decoded(content) == np.asarray(reference)).all()
+    assert size_of(*decodable(content)) == reference.size
 
 
-@pytest.mark.parametrize("kind", ["jpeg", "progressive jpeg", "gray jpeg", "jpeg turned 1", "palette png", "rgba png"])
-def test_common_files_reach_the_decoder_unchanged(kind):
-    assert decodable(KINDS[kind]) is KINDS[kind]
+@pytest.mark.parametrize(
+    ("kind", "orientation"),
+    [
+        *((kind, 1) for kind in ("jpeg", "progressive jpeg", "gray jpeg", "palette png", "rgba png", "two pictures")),
+        *((f"jpeg turned {value}", value) for value in range(1, 9)),
+        ("png turned", 8),
+    ],
+)
+def test_common_files_reach_the_decoder_unchanged(kind, orientation):
+    content, found = decodable(KINDS[kind])
+    assert content is KINDS[kind]
+    assert found == orientation
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -192,7 +203,7 @@ def test_damaged_files_do_not_crash_the_process(kind, tmp_path, monkeypatch):
     def decode_all():
         for damaged in damages(KINDS[kind], np.random.default_rng(1), 150):
             try:
-                usable = decodable(damaged)
+                usable, _ = decodable(damaged)
             except ImageError:
                 continue
             decoder_takes(usable)

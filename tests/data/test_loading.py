@@ -1,3 +1,4 @@
+import io
 import itertools
 import struct
 import zlib
@@ -8,9 +9,11 @@ import pytest
 from PIL import Image
 
 from src.config.load import make_config
+from src.data import loading
 from src.data.datasets import load_samples
 from src.data.formats import PNG_SIGNATURE
-from src.data.loading import Loader, eval_loader, train_loader
+from src.data.loading import Loader, eval_loader, train_loader, workers_of
+from src.data.reading import Files, Selection
 from src.data.samples import Samples
 from src.data.transforms import View, eval_view, train_view
 from src.errors import UserError
@@ -290,6 +293,63 @@ def test_epoch_of_files_is_reproducible_with_the_same_workers(photos):
     assert (len(whole), len(rest)) == (6, 2)
     for expected, actual in zip([*whole, *whole[4:]], [*again, *rest]):
         assert all((left == right).all() for left, right in zip(expected, actual))
+
+
+@pytest.fixture
+def mixed_photos(photos):
+    """The photos with different sizes, shapes and formats."""
+    for number, file in enumerate(sorted((photos / "train").rglob("*.jpg"))):
+        image = Image.open(file).resize((40 + 7 * number, 200 - 8 * number))
+        file.unlink()
+        if number % 4 == 1:
+            image.save(file.with_suffix(".png"))
+        else:
+            exif = image.getexif()
+            exif[0x0112] = 6 if number % 4 == 2 else 1
+            image.convert("L" if number % 4 == 3 else "RGB").save(file, quality=90, exif=exif)
+    return photos
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    "augment",
+    [
+        {"crop": "resized"},
+        {"crop": "resized", "scale": [0.9, 1.0], "ratio": [3.0, 4.0], "vertical_flip": 0.5, "color_jitter": 0.4},
+        {"crop": "resized", "auto": "autoaugment", "erasing": 0.5},
+        {"crop": "pad", "auto": "randaugment"},
+    ],
+)
+def test_an_epoch_of_different_files_can_start_at_any_batch(mixed_photos, augment, workers):
+    data = {"name": "image_folder", "root": str(mixed_photos), "image_size": 32, "workers": workers}
+    config = make_config({"data": data, "train": {"batch_size": 3}, "augment": augment})
+    loader = train_loader(config, load_samples(config.data, "train"))
+    whole = list(loader.epoch(2))
+    for skip in (1, 5, 8):
+        rest = list(loader.epoch(2, skip))
+        assert len(rest) == len(whole) - skip
+        for expected, actual in zip(whole[skip:], rest):
+            assert all((left == right).all() for left, right in zip(expected, actual))
+
+
+def test_files_of_skipped_batches_are_not_decoded(mixed_photos):
+    samples = load_samples(photo_config(mixed_photos).data, "train")
+    selection = Selection(samples, np.arange(24)[::-1].copy(), Files(samples), True, workers=1)
+    selection.unseen = 20
+    for position, (image, *_) in enumerate(selection):
+        file = Path(samples.images[23 - position])
+        if position >= 20:
+            assert image.tobytes() == file.read_bytes()
+        else:
+            decoded = Image.open(io.BytesIO(image.tobytes()))
+            assert decoded.size == Image.open(file).size
+            assert len(decoded.getcolors()) == 1
+
+
+def test_default_workers_are_the_usable_processors_of_a_rank(monkeypatch):
+    monkeypatch.setattr(loading, "usable", lambda: 40)
+    assert [workers_of(make_config({}).data, sharing) for sharing in (1, 5, 8, 16, 64)] == [8, 8, 5, 2, 1]
+    assert workers_of(make_config({"data": {"workers": 3}}).data, 16) == 3
 
 
 def test_repeated_augmentation_yields_each_image_several_times_in_an_epoch_of_the_same_length():

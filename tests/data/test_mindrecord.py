@@ -1,12 +1,15 @@
 """Check that a packed data set has the same images and labels as its source."""
 
+import itertools
 import json
 
 import numpy as np
 import pytest
+from mindspore.mindrecord import FileWriter
 from PIL import Image
 
 from src.config.load import make_config
+from src.data import mindrecord
 from src.data.datasets import load_samples, splits_of
 from src.data.loading import eval_loader, train_loader
 from src.errors import UserError
@@ -55,12 +58,59 @@ def test_packed_photos_equal_the_source(photos, pack):
         for left, right in zip(batches_of(expected), batches_of(actual)):
             assert (left == right).all()
     samples = load_samples(config_of(out).data, "train")
+    # A file that MindSpore's decoder reads stays as it is, so the packed photos are not larger than the files.
+    rows = list(samples.images.pipeline(np.arange(14), 1).create_tuple_iterator(num_epochs=1, output_numpy=True))
+    for file, (content, orientation) in zip(sorted(folder.iterdir()), rows):
+        assert file.suffix == ".webp" or content.tobytes() == file.read_bytes()
+        assert orientation == (6 if file.name == "turned.jpg" else 1)
     assert samples.classes == ["china", "flower"]
     # Training yields complete batches of different images; the incomplete last batch is dropped.
     _, labels = batches_of(train_loader(config_of(out), samples), 1)
     assert len(labels) == 25
     taken = eval_loader(config_of(out), samples.take([25, 3]))
     assert (batches_of(taken)[0][1] == batches_of(eval_loader(config_of(out), samples))[0][3]).all()
+
+
+def test_a_data_set_packed_in_the_first_format_is_read(photos, tmp_path):
+    """Format 1 had no orientations: a photo with an EXIF orientation was packed as a PNG of the upright image."""
+    files = sorted((photos / "val").rglob("*.jpg"))
+    writer = FileWriter(str(tmp_path / "val-000.mindrecord"), shard_num=1)
+    writer.add_schema({"image": {"type": "bytes"}}, "images")
+    writer.write_raw_data([{"image": file.read_bytes()} for file in files])
+    writer.commit()
+    split = {"files": ["val-000.mindrecord"], "labels": [0] * 4 + [1] * 4, "shape": None}
+    described = {"format": 1, "classes": ["china", "flower"], "splits": {"val": split}}
+    (tmp_path / "dataset.json").write_text(json.dumps(described))
+    source = config_of(photos, "image_folder")
+    expected = eval_loader(source, load_samples(source.data, "val", ["china", "flower"]))
+    actual = eval_loader(config_of(tmp_path), load_samples(config_of(tmp_path).data, "val"))
+    for left, right in zip(batches_of(expected), batches_of(actual)):
+        assert (left == right).all()
+
+
+def test_an_epoch_of_packed_photos_can_start_at_any_batch(photos, pack):
+    for number, file in enumerate(sorted((photos / "train").rglob("*.jpg"))):
+        exif = Image.Exif()
+        exif[0x0112] = 6 if number % 3 == 1 else 1
+        Image.open(file).resize((40 + 7 * number, 200 - 8 * number)).save(file, exif=exif)
+    config = config_of(pack(photos))
+    for workers in (1, 2):
+        config.data.workers = workers
+        loader = train_loader(config, load_samples(config.data, "train"))
+        whole, rest = list(loader.epoch(2)), list(loader.epoch(2, skip=3))
+        assert (len(whole), len(rest)) == (4, 1)
+        assert all((left == right).all() for left, right in zip(whole[3], rest[0]))
+
+
+def test_records_are_written_in_parts_of_limited_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(mindrecord, "BYTES_AT_ONCE", 500)
+    sizes = np.random.default_rng(0).integers(1, 400, 50).tolist()
+    contents = iter([(bytes([i]) * size, 1) for i, size in enumerate(sizes)])
+    parts = iter(lambda: [len(record["image"]) for record in mindrecord.next_records(contents)], [])
+    parts = list(parts)
+    assert list(itertools.chain(*parts)) == sizes
+    # Without its last record, no part reaches the limit.
+    assert all(sum(part[:-1]) < 500 <= sum(part) for part in parts[:-1])
 
 
 def test_packed_arrays_equal_the_source(pack):
@@ -108,7 +158,7 @@ def test_damaged_packed_data_set_is_reported(photos, pack):
     with pytest.raises(UserError, match="the data pipeline failed"):
         list(eval_loader(config_of(out), load_samples(data, "eval")).epoch())
     description.write_text(json.dumps({**json.loads(description.read_text()), "format": 9}))
-    with pytest.raises(UserError, match=r"dataset.json: unsupported format \(found 9, expected 1\)"):
+    with pytest.raises(UserError, match=r"dataset.json: unsupported format \(found 9, expected 1, 2\)"):
         load_samples(data, "train")
     description.write_text("{")
     with pytest.raises(UserError, match="dataset.json: is truncated or damaged"):

@@ -1,18 +1,23 @@
-"""Compare augmentations with their definitions."""
+"""Compare augmentations, and the preprocessing of evaluation, with their definitions."""
+
+import colorsys
+import threading
 
 import numpy as np
 import pytest
 from mindspore.dataset import vision
 from PIL import Image, ImageOps
 from scipy import stats
+from sklearn.datasets import load_sample_images
 
 from src.config.load import make_config
-from src.data.loading import Loader, train_loader
+from src.data.loading import Loader, eval_loader, train_loader
 from src.data.samples import Samples
 from src.data.transforms import (
     View,
     choices,
     erase,
+    eval_view,
     flip,
     pad_and_crop,
     randaugment,
@@ -29,6 +34,71 @@ def generator():
 
 def images_of(count=40, side=12, channels=3):
     return generator().integers(1, 256, (count, side, side, channels), dtype=np.uint8)
+
+
+# Width, height and EXIF orientation of photographs of 0.1 to 12 megapixels.
+PHOTOS = [
+    (400, 300, 1), (301, 399, 2), (500, 375, 3), (375, 500, 4), (640, 427, 5), (427, 640, 6), (517, 517, 7),
+    (1200, 301, 8), (800, 601, 3), (603, 1000, 2), (1024, 768, 6), (999, 1111, 5), (1600, 900, 3), (901, 1700, 1),
+    (1800, 1203, 8), (2048, 1536, 4), (1500, 2501, 7), (2600, 1733, 3), (3264, 2448, 6), (4000, 3000, 5),
+]  # fmt: skip
+PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def photograph(number, width, height):
+    """Return one of scikit-learn's photographs, cropped and resized to a size."""
+    source = Image.fromarray(load_sample_images().images[number % 2])
+    scale = min(source.width / width, source.height / height)
+    left, top = source.width - int(width * scale), source.height - int(height * scale)
+    return source.resize((width, height), Image.Resampling.BICUBIC, (left, top, *source.size))
+
+
+def torchvision_pixels(image, short_side, side, kernel):
+    """Return a Pillow image after torchvision's Resize(short_side) and CenterCrop(side), by torchvision's formulas."""
+    short, long = sorted(image.size)
+    long = int(short_side * long / short)
+    image = image.resize((short_side, long) if image.width <= image.height else (long, short_side), kernel)
+    top, left = (round((length - side) / 2.0) for length in (image.height, image.width))
+    return np.asarray(image.crop((left, top, left + side, top + side))).astype(int)
+
+
+def test_evaluated_photographs_have_torchvisions_pixels(tmp_path):
+    paths = [tmp_path / f"{number}.jpg" for number in range(len(PHOTOS))]
+    expected = []
+    for number, (path, (width, height, orientation)) in enumerate(zip(paths, PHOTOS)):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        photograph(number, width, height).save(path, quality=90, exif=exif)
+        with Image.open(path) as image:
+            # With a crop of 225 pixels, the remainders modulo 4 of both sides take all values.
+            expected.append(torchvision_pixels(ImageOps.exif_transpose(image), 256, 225, Image.Resampling.BILINEAR))
+    config = make_config({"data": {"image_size": 225, "crop_fraction": 225 / 256, "workers": 2}})
+    samples = Samples([*map(str, paths)], np.zeros(len(paths), np.int32), ["any"])
+    ((images, _),) = eval_loader(config, samples, batch_size=len(paths)).epoch()
+    differences = abs(images - np.stack(expected)).mean((1, 2, 3))
+    assert differences.max() < 0.5, differences
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("width", "height", "channels"), [(640, 427, 3), (333, 500, 1), (9, 8, 1), (60, 64, 3)])
+def test_evaluated_arrays_have_torchvisions_pixels(width, height, channels, interpolation):
+    data = {"image_size": 56, "crop_fraction": 0.875, "channels": channels, "interpolation": interpolation}
+    image = photograph(0, width, height).convert("RGB" if channels == 3 else "L")
+    samples = Samples(np.asarray(image).reshape(1, height, width, channels), np.zeros(1, np.int32), ["any"])
+    ((images, _),) = eval_loader(make_config({"data": data}), samples).epoch()
+    expected = torchvision_pixels(image, 64, 56, PILLOW[interpolation])
+    assert abs(images[0] - expected.reshape(56, 56, channels)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("interpolation", "kernel"), [("bilinear", vision.Inter.BILINEAR), ("bicubic", vision.Inter.BICUBIC)]
+)
+def test_without_antialiasing_pixels_are_opencvs(interpolation, kernel):
+    data = {"image_size": 56, "interpolation": interpolation, "antialias": False}
+    image = np.asarray(photograph(0, 640, 427))
+    (operation,) = eval_view(make_config({"data": data}).data, False).batches
+    expected = vision.CenterCrop(56)(vision.Resize(64, kernel)(image))
+    assert (operation(image[None], None)[0] == expected).all()
 
 
 def test_pad_and_crop_returns_each_window_of_the_padded_image():
@@ -89,6 +159,53 @@ def test_randaugments_operations_do_what_the_paper_says():
         np.histogram(dark, 4, (0, 256))[0] / dark.size
     ).min() > 0.2  # Equalize spreads the lowest quarter over all four.
     assert [probability for _, probability in last] == [0.0]
+
+
+@pytest.mark.parametrize("strength", [0.3, 1.0])
+def test_shear_holds_the_upper_or_the_left_edge(strength):
+    """torchvision's autoaugment.py shears with `center=[0, 0]`: the inverse matrix is (1, ±slope, 0, 0, 1, 0)."""
+    image = np.add.outer(np.arange(64) * 2, np.arange(64)).astype(np.uint8)[..., None].repeat(3, -1) + 20
+    strongest = {"shear": 0.5, "translate": 0.25, "rotate": 60, "enhance": 0.5, "bits": 4}
+    found = [operation(image) for [(operation, _)] in choices(strength, strongest, (0, 0, 0))[:26]]
+    for sign, horizontal, vertical in ((-1, found[0], found[1]), (1, found[13], found[14])):
+        slope = sign * strength * 0.5
+        for sheared, matrix in ((horizontal, (1, slope, 0, 0, 1, 0)), (vertical, (1, 0, 0, slope, 1, 0))):
+            expected = Image.fromarray(image).transform((64, 64), Image.Transform.AFFINE, matrix)
+            assert abs(sheared.astype(int) - np.asarray(expected)).mean() < 0.5
+
+
+def angles_of(operations):
+    """Return the angles of all rotations, from -180 to 180 degrees; MindSpore stores them from 0 to 360."""
+    rotations = [operation for [(operation, _)] in operations if isinstance(operation, vision.Rotate)]
+    return np.array([(rotation.degrees + 180) % 360 - 180 for rotation in rotations])
+
+
+def test_magnitudes_of_randaugment_are_normally_distributed_and_clipped():
+    noisy = randaugment(27, (0, 0, 0), probability=0.5, deviation=1.5)
+    assert {probability for [(_, probability)] in noisy} == {0.0, 0.5}
+    drawn = np.clip(generator().normal(27, 1.5, 100_000), 0, 30)  # magnitude 30 rotates by 30 degrees
+    angles = angles_of(noisy)
+    for angles_of_sign in (angles[angles > 0], -angles[angles < 0]):
+        assert abs(angles_of_sign.mean() - drawn.mean()) < 0.05
+        assert abs(angles_of_sign.std() / drawn.std() - 1) < 0.05
+        assert angles_of_sign.max() == 30
+    assert angles_of(randaugment(27, (0, 0, 0))).tolist() == [-27, 27]
+
+
+def test_randaugment_applies_an_operation_with_its_probability():
+    image = np.asarray(photograph(0, 32, 32))
+    samples = Samples(np.stack([image] * 800), np.zeros(800, np.int32), ["any"])
+    shares = []
+    for probability in (1.0, 0.25):
+        augment = {"crop": "none", "flip": 0.0, "auto": "randaugment", "num_ops": 1, "magnitude": 15}
+        config = make_config(
+            {"data": {"image_size": 32, "crop_fraction": 1.0}, "augment": {**augment, "probability": probability}}
+        )
+        loader = Loader(samples, train_view(config.data, config.augment, False), 800, workers=1, seed=1)
+        ((images, _),) = loader.epoch()
+        shares.append((images != image).any((1, 2, 3)).mean())
+    assert shares[0] > 0.7
+    assert abs(shares[1] - shares[0] / 4) < 0.07  # four standard deviations
 
 
 @pytest.mark.parametrize("choose", [lambda fill: randaugment(30, fill), trivialaugment])
@@ -182,9 +299,47 @@ def test_color_jitter_stays_within_its_range():
     assert 120 < levels.max() <= 131
 
 
+def test_hue_turns_evenly_in_its_range():
+    colour = (200, 80, 60)
+    samples = Samples(np.full((400, 8, 8, 3), colour, np.uint8), np.zeros(400, np.int32), ["any"])
+    config = make_config(
+        {"data": {"image_size": 8, "crop_fraction": 1.0}, "augment": {"crop": "none", "flip": 0.0, "hue": 0.2}}
+    )
+    ((images, _),) = Loader(samples, train_view(config.data, config.augment, False), 400, workers=1, seed=0).epoch()
+    hue, saturation, value = colorsys.rgb_to_hsv(*np.array(colour) / 255)
+    found = np.array([colorsys.rgb_to_hsv(*pixel / 255) for pixel in images[:, 3, 5]])
+    turned = (found[:, 0] - hue + 0.5) % 1 - 0.5
+    assert stats.kstest(turned, stats.uniform(-0.2, 0.4).cdf).pvalue > 1e-4
+    assert abs(turned).max() < 0.2 + 1 / 180  # OpenCV counts hues in 180 steps
+    assert abs(found[:, 1:] - (saturation, value)).max() < 0.02
+
+
+def test_a_thread_erases_and_the_pixels_depend_on_seed_epoch_and_batch_only():
+    samples = Samples(images_of(12, 16), np.zeros(12, np.int32), ["any"])
+    settings = {"data": {"image_size": 16}, "augment": {"crop": "resized", "erasing": 0.7}}
+    config = make_config(settings)
+    view = train_view(config.data, config.augment, False)
+    threads = []
+
+    def remember(images, _):
+        threads.append(threading.get_ident())
+        return images
+
+    erased = list(Loader(samples, View(view.rows, [*view.batches, remember]), 4, workers=1, seed=5).epoch(2))
+    plain = list(Loader(samples, View(view.rows, []), 4, workers=1, seed=5).epoch(2))
+    assert len(erased) == len(plain) == len(threads) == 3
+    assert threading.get_ident() not in threads
+    for number, ((found, _), (images, _)) in enumerate(zip(erased, plain)):
+        random = np.random.default_rng((5, 2, 0, number))
+        assert (found == erase(images, random, 0.7, (124, 116, 104))).all()
+
+
 @pytest.mark.parametrize(
     ("augment", "said"),
     [
+        ({"probability": 0.5}, "augment.probability: is used with auto=randaugment only (found auto=none)"),
+        ({"auto": "randaugment", "magnitude_std": -1.0}, "augment.magnitude_std: -1"),
+        ({"hue": 0.6}, "augment.hue: 0.6"),
         ({"num_ops": 3}, "augment.num_ops: is used with auto=randaugment only (found auto=none)"),
         (
             {"auto": "trivialaugment", "magnitude": 3},

@@ -7,7 +7,7 @@ from sklearn import metrics
 from src.data.loading import Loader
 from src.data.samples import Samples
 from src.data.transforms import View
-from src.evaluation.evaluate import evaluate, make_eval_step, softmax
+from src.evaluation.evaluate import evaluate, make_eval_step, softmax, summarize
 
 
 class PixelsAsLogits(nn.Cell):
@@ -48,6 +48,23 @@ def test_metrics_agree_with_scikit_learn(classes, batch_size):
             assert np.isnan(precision[i])
         else:
             assert row["precision"] == pytest.approx(precision[i])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("classes", [3, 9])
+def test_logits_with_nan_count_as_wrong(classes):
+    labels = np.arange(classes, dtype=np.int32)
+    logits = np.eye(classes, dtype=np.float32)  # all correct
+    logits[0] = np.nan
+    logits[1, 1] = np.nan
+    logits[2, 0] = np.nan
+    result = summarize([(None, labels, logits)])
+    assert np.isnan(result.loss)
+    assert (result.top1, result.top5) == ((classes - 3) / classes, (classes - 3) / classes)
+    assert [row["recall"] for row in result.per_class(labels)] == [0.0] * 3 + [1.0] * (classes - 3)
+    assert result.confusion.sum() == result.images == classes
+    infinite = summarize([(None, labels, np.full((classes, classes), np.inf, np.float32))])
+    assert np.isnan(infinite.loss)
 
 
 def test_softmax_of_large_logits_is_finite():

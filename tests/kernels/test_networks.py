@@ -18,6 +18,7 @@ CASES = [
     ("shufflenet_v1", {"groups": 1}),
     ("mobilenet_v2", {"stem_stride": 1}),
     ("shufflenet_v2", {"stem_stride": 1}),
+    *[(name, {"padding": "same"}) for name in ("shufflenet_v1", "shufflenet_v2", "mobilenet_v3_small")],
     ("mindcv/mobilenet_v1_025", {}),
     ("mindcv/shufflenet_v1_g3_05", {}),
 ]

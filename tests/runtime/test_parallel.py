@@ -1,6 +1,7 @@
 """Two processes that msrun starts on one machine, compared with one process that has the whole batch."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -11,9 +12,11 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+import yaml
 
 from src.weights.checkpoint import load_checkpoint
 from tests.conftest import ROOT
+from tests.stress.kill_and_resume import outcome
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +28,8 @@ train: {epochs: 1, batch_size: 128}
 optimizer: {lr: 0.1}
 log: {tensorboard: false}
 """
-# Without sync_norm, the BatchNorm statistics differ from rank to rank, so only the head, without BatchNorm, is trained.
+# Without sync_norm, each rank normalises with the statistics of its own images. One process with the whole batch does
+# not, so the test that compares them trains only the head, which has no BatchNorm.
 HEAD_ONLY = "model.freeze=backbone"
 
 
@@ -98,10 +102,22 @@ def test_synchronised_batchnorm_equals_batchnorm_of_the_whole_batch(tmp_path):
             np.testing.assert_allclose(got["moving_variance"], 0.8 + 0.2 * unbiased, rtol=1e-5)
 
 
-def test_a_killed_rank_ends_all_ranks_and_two_ranks_resume_the_run(tmp_path):
+def test_two_ranks_with_batchnorm_save_what_they_evaluate_and_resume_exactly(script, tmp_path):
     (tmp_path / "c.yaml").write_text(CONFIG)
-    run = ["--config", "c.yaml", "run.dir=run", HEAD_ONLY, "checkpoint.every_steps=1", "runtime.mode=pynative"]
-    process = start_two_ranks(tmp_path, "train.py", *run, "train.epochs=3", wait=False)
+    # Recalibration would hide moving statistics that differ from rank to rank.
+    run = ["--config", "c.yaml", "train.epochs=2", "train.ema_decay=0.5", "train.recalibrate=0", "optimizer.lr=0.02"]
+    run += ["checkpoint.every_steps=1", "runtime.mode=pynative"]
+    done = start_two_ranks(tmp_path, "train.py", *run, "run.dir=whole")
+    assert done.returncode == 0, done.log
+    best = json.loads((tmp_path / "whole" / "summary.json").read_text())["best"]
+    done = script("eval.py", "--checkpoint", "whole/best.ckpt", "--json", "metrics.json", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert (metrics["top1"], metrics["top5"]) == (best["top1"], best["top5"])
+    # The ranks have other batches and add the losses in another order.
+    assert metrics["loss"] == pytest.approx(best["loss"], rel=1e-6)
+
+    process = start_two_ranks(tmp_path, "train.py", *run, "run.dir=run", wait=False)
     log = []
     for line in process.stdout:
         log.append(line.decode())
@@ -118,7 +134,32 @@ def test_a_killed_rank_ends_all_ranks_and_two_ranks_resume_the_run(tmp_path):
     assert not (tmp_path / "run" / "summary.json").exists()
     done = start_two_ranks(tmp_path, "train.py", "--resume", "run")
     assert done.returncode == 0, done.log
-    assert load_checkpoint(tmp_path / "run" / "last.ckpt").state["updates"] == 15
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+def test_only_the_first_rank_needs_the_run_folder(tmp_path):
+    (tmp_path / "c.yaml").write_text(CONFIG.replace(", workers: 1", "") + "runtime: {mode: pynative}\n")
+    arguments = tmp_path / "c.yaml", tmp_path
+    done = start_two_ranks(tmp_path, "tests/runtime/rank_without_run_folder.py", *arguments)
+    assert done.returncode == 0, done.log
+    found = [json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in range(2)]
+    assert [ranks.pop("rank") for ranks in found] == [0, 1]
+    assert found[0] == found[1]
+    # 1,437 training images are 2 batches of two ranks.
+    assert [run[:4] for run in found[0]["runs"]] == [[1, 2, 1, 1e-8], [2, 4, 1, 1e-8]]
+    parts = (
+        "run already contains a run",
+        "nowhere is not a run folder",
+        "train.seed: 1 differs from the run's value 0",
+    )
+    assert len(found[0]["mistakes"]) == len(parts)
+    assert all(part in mistake for part, mistake in zip(parts, found[0]["mistakes"]))
+    assert found[0]["sharing"] == 2
+    assert found[0]["sent"] == [True, True]
+    assert found[0]["all_true"] == [True, False] * 2
+    assert not (tmp_path / "rank-1" / "run").exists()
+    saved = yaml.safe_load((tmp_path / "rank-0" / "run" / "config.yaml").read_text())
+    assert saved["data"]["workers"] == max(1, min(os.cpu_count() // 2, 8))
 
 
 def children(pid):

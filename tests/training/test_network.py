@@ -31,12 +31,18 @@ def test_synchronised_norms_are_kept_in_float32():
     assert (precision_of(network.norm), precision_of(network.conv)) == (["fp32"], ["fp16"])
 
 
+def test_all_norms_of_a_network_are_kept_in_float32():
+    network = nn.SequentialCell(nn.Dense(4, 4), nn.LayerNorm((4,)), nn.BatchNorm1d(4)).to_float(ms.float16)
+    keep_norms_in_float32(network)
+    assert [precision_of(cell) for cell in network] == [["fp16"], ["fp32"], ["fp32"]]
+
+
 def test_norms_are_synchronised_before_the_precision_is_set(monkeypatch):
     # The prepared network is not run, so a CPU can prepare it for another device.
     get_context = ms.get_context
     monkeypatch.setattr(ms, "get_context", lambda key: "Ascend" if key == "device_target" else get_context(key))
     runtime = {"sync_norm": True, "precision": "float16", "kernels": "stock"}
-    config = make_config({"model": {"width": 0.5}, "runtime": runtime})
+    config = make_config({"model": {"width": 0.5}, "train": {"recalibrate": 0}, "runtime": runtime})
     classifier = prepare_network(config, ["a", "b"], None, None, SecondRank(1, 2)).classifier
     cells = [cell for _, cell in classifier.cells_and_names()]
     norms = [cell for cell in cells if isinstance(cell, SyncNorm)]

@@ -4,19 +4,20 @@ import mindcv
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import nn
+from mindspore import nn, ops
 
 from src.config.load import make_config
 from src.errors import UserError
 from src.models import create_model
-from src.models.classifier import Preprocess
+from src.models.classifier import Classifier, Preprocess
+from src.runtime.parallel import Ranks
 from src.runtime.precision import create_scaler, set_precision
 from src.training.distillation import Teacher, create_teacher
 from src.training.loss import mix
 from src.training.moving_average import MovingAverage
 from src.training.optimizer import create_optimizer
 from src.training.random_draws import RandomDraws
-from src.training.recalibration import Recalibration
+from src.training.recalibration import Recalibration, batches_of_auto
 from src.training.step import TrainStep
 
 CLASSES, FEATURES = 3, 12
@@ -232,14 +233,47 @@ def test_recalibrated_norms_have_the_mean_statistics_of_the_batches():
     network = nn.SequentialCell(nn.BatchNorm2d(2, momentum=0.97))
     norm = network[0]
     images = np.random.default_rng(0).normal(3, 2, (14, 2, 5, 6)).astype(np.float32)
-    recalibration = Recalibration(network, Batches(images), 3, compiled=False)
+    recalibration = Recalibration(network, Batches(images), 3, False, Ranks())
     batches = images[:12].astype(np.float64).reshape(3, 4, 2, 5, 6)
-    with recalibration.in_place():
+    with recalibration.in_place(lambda: None):
         assert not network.training
         np.testing.assert_allclose(norm.moving_mean.asnumpy(), batches.mean((1, 3, 4)).mean(0), rtol=1e-4)
         np.testing.assert_allclose(norm.moving_variance.asnumpy(), batches.var((1, 3, 4), ddof=1).mean(0), rtol=1e-4)
     assert (norm.moving_mean.asnumpy() == 0).all()
     assert (norm.moving_variance.asnumpy() == 1).all()
+
+
+def test_an_exception_during_recalibration_or_averaging_restores_the_network():
+    network = nn.SequentialCell(nn.BatchNorm2d(2))
+    images = np.random.default_rng(0).normal(3, 2, (14, 2, 5, 6)).astype(np.float32)
+    calls = iter(range(9))
+
+    def poll():
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Recalibration(network, Batches(images), 3, False, Ranks()).in_place(poll):
+        pytest.fail("the context was entered")
+    assert (network[0].moving_mean.asnumpy() == 0).all()
+    assert (network[0].moving_variance.asnumpy() == 1).all()
+    average = MovingAverage(network, decay=0.5)
+    average.values = {name: np.full_like(value, 7) for name, value in average.values.items()}
+    del average.values[list(average.values)[-1]]
+    with pytest.raises(KeyError), average.in_place():
+        pytest.fail("the context was entered")
+    assert (network[0].gamma.asnumpy() == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("momentum", "batches", "expected"),
+    # 1 / (1 - m) batches against a tenth of an epoch; 512 images are 16 batches of 32.
+    [(0.9, 468, 0), (0.9, 101, 0), (0.9, 99, 16), (0.9, 6, 6), (0.99, 468, 16), (0.99, 1010, 0), (0.5, 44, 0)],
+)
+def test_automatic_recalibration_acts_in_short_epochs(momentum, batches, expected):
+    network = nn.SequentialCell(nn.BatchNorm2d(2, momentum=momentum))
+    assert batches_of_auto(network, batches, 32) == expected
+    network[0].gamma.requires_grad = False
+    assert batches_of_auto(network, batches, 32) == 0
 
 
 def test_distillation_follows_its_formula():
@@ -304,6 +338,43 @@ def test_an_overflow_skips_the_update_and_halves_the_scale():
     np.testing.assert_allclose(network.arrays()[0], before[0] - 0.5 * expected[0], rtol=1e-4, atol=1e-6)
     scores = log_softmax(flat(images) @ before[0].T + before[1])
     assert float(loss.asnumpy()) == pytest.approx(-scores[np.arange(4), labels].mean(), rel=1e-5)
+
+
+class RankBesideAnOverflow(Ranks):
+    """A rank of two; the gradients of the other rank, which does not exist, are not finite."""
+
+    def gradient_mean(self, parameters):
+        return None
+
+    def all_true(self):
+        return ops.zeros_like
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_overflow_on_another_rank_skips_the_update_on_this_rank_too(compiled):
+    config, network, scaler = settings(compiled), Linear(), create_scaler()
+    before = network.arrays()
+    step = TrainStep(network, create_optimizer(config, network), config, RankBesideAnOverflow(0, 2), scaler=scaler)
+    images, labels = batch(4)
+    step(ms.Tensor(images), ms.Tensor(labels), ms.Tensor(0.5, ms.float32))
+    assert all((left == right).all() for left, right in zip(before, network.arrays()))
+    assert float(scaler.scale_value.asnumpy()) == 2.0**15
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_logits_and_loss_of_a_network_in_float16_are_float32(compiled):
+    """A network of mindcv has no head here, so mixed precision gives its last layer float16."""
+    backbone = nn.SequentialCell(nn.Flatten(), nn.Dense(12, CLASSES)).to_float(ms.float16)
+    classifier = Classifier(backbone, None, 0.0, [0.5], [0.25])
+    config, scaler = settings(compiled), create_scaler()
+    step = TrainStep(classifier, create_optimizer(config, classifier), config, scaler=scaler)
+    before = backbone[1].weight.asnumpy().copy()
+    images = ms.Tensor(np.random.default_rng(0).integers(0, 256, (8, 3, 4, 1), np.uint8))
+    loss, logits = step(images, ms.Tensor(np.arange(8, dtype=np.int32) % CLASSES), ms.Tensor(0.5, ms.float32))
+    assert (loss.dtype, logits.dtype) == (ms.float32, ms.float32)
+    # A loss in float16, at most 65,504, would be infinite after its scaling by 65,536, and the update would be skipped.
+    assert float(scaler.scale_value.asnumpy()) == 2.0**16
+    assert (backbone[1].weight.asnumpy() != before).any()
 
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])

@@ -104,6 +104,14 @@ def test_a_changed_setting_is_an_error_that_names_it(override, message):
     refuse_changes(before, make_config({}, ["train.epochs=40", "run.dir=x", "checkpoint.every_steps=5"]))
 
 
+def test_settings_that_pretrained_weights_set_may_stay_null_when_a_run_is_resumed():
+    settings = {"name": "mobilenet_v3_small", "pretrained": "w.ckpt"}
+    before = make_config({"model": {**settings, "norm_epsilon": 1e-5, "padding": "same"}})
+    refuse_changes(before, make_config({"model": settings}))
+    with pytest.raises(UserError, match=r"model.padding: symmetric differs from the run's value same"):
+        refuse_changes(before, make_config({"model": {**settings, "padding": "symmetric"}}))
+
+
 @pytest.mark.parametrize(("epochs", "count"), [(7, 3), (6, 3), (5, 1), (3, 3)])
 def test_stages_of_progressive_resizing_are_equally_long_and_in_order(epochs, count):
     stages = [stage_of(epoch, epochs, range(count)) for epoch in range(epochs)]
@@ -183,11 +191,16 @@ def test_a_loss_that_is_not_finite_ends_the_run_or_is_rolled_back(script, tmp_pa
     assert "in epoch 1, step " in done.stderr
     assert "at learning rate 1e+06" in done.stderr
     assert done.stderr.count("\n") == 1
-    rollback = ["train.on_nonfinite=rollback", "train.rollback_factor=1e-8", "train.batch_size=256"]
-    done = script("train.py", *arguments, "run.dir=returns", *rollback, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "returned to epoch 1, step 0, and the learning rate is now multiplied by 1e-08" in done.stdout
-    assert load_checkpoint(tmp_path / "returns" / "last.ckpt").state["rollbacks"] == 1
+    rollback = ["train.on_nonfinite=rollback", "train.rollback_factor=1e-8"]
+    # With two updates, only the test loss is not finite. With five, the first batch of a gradient sum diverges.
+    for accumulate, batch_size, loss in [(1, 256, "loss"), (2, 256, "test_loss"), (2, 128, "loss")]:
+        options = [*rollback, f"train.accumulate={accumulate}", f"train.batch_size={batch_size}"]
+        folder = f"returns-{accumulate}-{batch_size}"
+        done = script("train.py", *arguments, f"run.dir={folder}", *options, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"the {loss} became " in done.stdout
+        assert "returned to epoch 1, step 0, and the learning rate is now multiplied by 1e-08" in done.stdout
+        assert load_checkpoint(tmp_path / folder / "last.ckpt").state["rollbacks"] == 1
 
 
 @pytest.mark.slow

@@ -1,11 +1,16 @@
+import json
+import lzma
+
 import mindspore as ms
 import numpy as np
 import pytest
 
 from src.config.load import make_config
+from src.deploy.trained import open_trained
 from src.errors import UserError
 from src.models import create_model
 from src.weights.checkpoint import adapt_config, load_checkpoint, restore, save_checkpoint
+from tests.conftest import ROOT
 
 CLASSES = ["Größe", 'naïve, "quoted"', "猫"]
 BEST = {"epoch": 3, "top1": 0.5, "top5": 1.0, "loss": 1.25}
@@ -95,3 +100,16 @@ def test_settings_that_change_the_network_cannot_be_overridden(saved):
         adapt_config(config, ["model.width=1.0"])
     with pytest.raises(UserError, match=r"did you mean data.root"):
         adapt_config(config, ["data.rot=x"])
+
+
+@pytest.mark.parametrize("name", ["before_0_1.ckpt", "before_0_1.onnx"])
+def test_older_files_are_evaluated_without_antialiasing_unless_the_user_asks_for_it(tmp_path, name):
+    reference = ROOT / "tests" / "reference"
+    (tmp_path / name).write_bytes(lzma.decompress((reference / f"{name}.xz").read_bytes()))
+    if name.endswith(".onnx"):
+        description = json.loads((reference / f"{name}.json").read_text())
+        (tmp_path / f"{name}.json").write_text(json.dumps(description))
+    assert open_trained(tmp_path / name, []).config.data.antialias is False
+    changed = open_trained(tmp_path / name, ["data.antialias=true", "data.interpolation=bicubic"]).config.data
+    assert (changed.antialias, changed.interpolation) == (True, "bicubic")
+    assert make_config({}).data.antialias is True

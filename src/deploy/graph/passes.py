@@ -110,12 +110,16 @@ def add_border(graph: Graph, name: str, shape: tuple[int, ...], colour: np.ndarr
 
 
 def replace_pools(graph: Graph) -> None:
-    """Replace the three-dimensional operators that MindSpore exports for padded pooling by two-dimensional operators.
+    """Replace poolings that runtimes lack or are slow at.
 
-    MindSpore reshapes (N, C, H, W) to (N, C, 1, H, W), pools, and squeezes. An average pooling becomes a depthwise
-    convolution. A max pooling becomes MaxPool with padding, which MindSpore Lite and ONNX have.
+    For symmetric padding, MindSpore exports three-dimensional operators: it reshapes (N, C, H, W) to (N, C, 1, H, W),
+    pools, and squeezes. An average pooling becomes a depthwise convolution. A max pooling becomes MaxPool with padding,
+    which MindSpore Lite and ONNX have.
     """
     producers, consumers = graph.producers(), graph.consumers()
+    shapes = {value.name: value.shape for value in (graph.input, *(v for node in graph.nodes for v in node.outputs))}
+    for node in [node for node in graph.nodes if node.op == "AvgPool" and node.attributes["pad_mode"] == "SAME"]:
+        replace_same_average(graph, node, shapes[node.inputs[0]])
     for node in [node for node in graph.nodes if node.op in ("MaxPool3DWithArgmax", "AvgPool3D")]:
         source = producers[node.inputs[0]].inputs[0]
         squeeze, attributes = consumers[node.output.name][0], node.attributes
@@ -140,6 +144,30 @@ def replace_pools(graph: Graph) -> None:
             "pad": (top, top, left, left),
             "format": "NCHW",
         }
+
+
+def replace_same_average(graph: Graph, pool: Node, shape: tuple[int, ...]) -> None:
+    """Replace an average pooling with the padding "same" of feature maps with `shape` by two other operators.
+
+    MindSpore cannot load this pooling from MindIR. A depthwise convolution pads with zeros and divides by the size of
+    the window. A multiplication corrects the outputs at the border, because the average does not count the padding.
+    """
+    output, channels = pool.output, shape[1]
+    kernel, strides = pool.attributes["kernel_size"][-2:], pool.attributes["strides"][-2:]
+    pads: list[int] = []
+    counts = []  # of each axis: the number of pixels of the feature map in each window
+    for size, outputs, window, stride in zip(shape[2:], output.shape[2:], kernel, strides):
+        total = max(0, (outputs - 1) * stride + window - size)
+        pads += [total // 2, total - total // 2]
+        inside = np.pad(np.ones(size), (total // 2, total - total // 2))
+        counts.append(np.array([inside[i * stride : i * stride + window].sum() for i in range(outputs)]))
+    names = [f"{output.name}_{part}" for part in ("sum", "weight", "correction")]
+    graph.constants[names[1]] = np.full((channels, 1, *kernel), 1 / np.prod(kernel), np.float32)
+    graph.constants[names[2]] = (np.prod(kernel) / np.outer(*counts))[None, None].astype(np.float32)
+    attributes = depthwise_attributes(kernel, (1, 1, *strides), pads, channels)
+    conv = Node("Conv2D", [pool.inputs[0], names[1]], [Value(names[0], output.shape, output.dtype)], attributes)
+    position = graph.nodes.index(pool)
+    graph.nodes[position : position + 1] = [conv, Node("Mul", [names[0], names[2]], pool.outputs, {})]
 
 
 def pool_means(graph: Graph) -> None:

@@ -27,13 +27,9 @@ class Runtime(Protocol):
 class MindSporeRuntime:
     """MindSpore, for MindIR files."""
 
-    name, package = "MindSpore", "mindspore"
-    version = ms.__version__
+    name, version = "MindSpore", ms.__version__
 
-    def __init__(self, path: Union[str, Path], threads: int = 0) -> None:
-        if threads:
-            ms.runtime.dispatch_threads_num(threads)
-            ms.set_context(runtime_num_threads=threads)
+    def __init__(self, path: Union[str, Path]) -> None:
         self.network = nn.GraphCell(ms.load(str(path)))
 
     def run(self, array: np.ndarray) -> np.ndarray:
@@ -48,14 +44,13 @@ class MindSporeRuntime:
 class OnnxRuntime:
     """ONNX Runtime on the CPU."""
 
-    name, package = "ONNX Runtime", "onnxruntime"
+    name = "ONNX Runtime"
 
-    def __init__(self, path: Union[str, Path], threads: int = 0) -> None:
+    def __init__(self, path: Union[str, Path]) -> None:
         import onnxruntime  # takes two seconds, and other formats do not need it
 
         self.version = onnxruntime.__version__
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
         options.log_severity_level = 3
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
@@ -71,10 +66,10 @@ class OnnxRuntime:
         self.session = None
 
 
-def lite_runtime(path: Union[str, Path], python: str, threads: int = 0) -> Lite:
+def lite_runtime(path: Union[str, Path], python: str) -> Lite:
     """Return a `Lite` that has loaded the model at `path`."""
     lite = Lite(python)
-    lite.load(path, threads)
+    lite.load(path)
     return lite
 
 

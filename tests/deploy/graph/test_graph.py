@@ -11,7 +11,7 @@ from src.deploy.graph.onnx_format import write_onnx
 from src.deploy.graph.passes import halve_weights, optimize, pool_means, separate_padding
 from src.errors import UserError
 from src.models.ghostnet import GhostModule
-from src.models.layers import ConvNormAct, InvertedResidual
+from src.models.layers import ConvNormAct, InvertedResidual, pad_same
 from src.models.shufflenet_v1 import ShuffleUnit as UnitV1
 from src.models.shufflenet_v2 import ShuffleUnit as UnitV2
 
@@ -30,6 +30,20 @@ class Normalize(nn.Cell):
         return (x - self.mean) * self.scale
 
 
+def same_shufflenet_v1():
+    """A unit whose average pooling pads below and right, and does not count the padding."""
+    unit = UnitV1(12, 24, 2, 3, 1)
+    unit.pool = nn.AvgPool2d(3, 2, pad_mode="same")
+    return [unit]
+
+
+def same_mobilenet_v3(kernel_size):
+    """A block whose depthwise convolution pads more below and right."""
+    block = InvertedResidual(12, 24, 16, kernel_size, 2, nn.HSwish, 8)
+    pad_same(block.layers[1])
+    return [block]
+
+
 BLOCKS = {
     "shufflenet_v1": lambda: [UnitV1(12, 24, 2, 3, 1), UnitV1(24, 24, 1, 3, 3)],
     "shufflenet_v2": lambda: [UnitV2(12, 24, 2, False), UnitV2(24, 24, 1, False)],
@@ -40,6 +54,9 @@ BLOCKS = {
     "mobilenet_v2": lambda: [InvertedResidual(12, 24, 12, 3, 1, nn.ReLU6)],
     "mobilenet_v3": lambda: [InvertedResidual(12, 24, 12, 5, 1, nn.HSwish, 8)],
     "max_pool": lambda: [nn.ReLU(), nn.MaxPool2d(3, 2, pad_mode="pad", padding=1)],
+    "same_shufflenet_v1": same_shufflenet_v1,
+    "same_mobilenet_v3_3x3": lambda: same_mobilenet_v3(3),
+    "same_mobilenet_v3_5x5": lambda: same_mobilenet_v3(5),
     "same_pool": lambda: [nn.MaxPool2d(3, 2, pad_mode="same"), nn.Conv2d(12, 4, 1, pad_mode="valid", has_bias=True)],
 }
 
