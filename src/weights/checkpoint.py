@@ -17,6 +17,7 @@ from src.models import create_model
 from src.models.classifier import Classifier
 from src.runtime.device import use_device
 from src.versions import versions
+from src.weights.readers import load_ckpt
 
 # The settings that may change when a checkpoint is evaluated or exported. They do not change the trained network.
 FREE_KEYS = (
@@ -109,14 +110,7 @@ def load_checkpoint(path: Union[str, Path]) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
-    # MindSpore prints an error on stderr before it raises it.
-    logging.disable(logging.CRITICAL)
-    try:
-        weights = ms.load_checkpoint(str(path), crc_check=True)
-    except (ValueError, TypeError, RuntimeError, OSError, KeyError):
-        raise UserError(f"{path}: is truncated, damaged, or not a checkpoint") from None
-    finally:
-        logging.disable(logging.NOTSET)
+    weights = load_ckpt(path, crc_check=True)
     description = weights.pop(ENTRY, None)
     if not isinstance(description, str):
         raise UserError(f"{path}: was not written by PocketSpore, or is truncated; its description is missing")

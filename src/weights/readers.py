@@ -78,15 +78,27 @@ def unwrapped(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def read_ckpt(path: Path) -> Weights:
+    content = load_ckpt(path)
+    return Weights({name: value.asnumpy() for name, value in content.items() if isinstance(value, ms.Parameter)})
+
+
+def load_ckpt(path: Path, crc_check: bool = False) -> dict[str, Any]:
+    """Return the Parameters and texts of a MindSpore checkpoint by name; a damaged file is a `UserError`."""
     # MindSpore prints an error on stderr before it raises it.
     logging.disable(logging.CRITICAL)
     try:
-        content = ms.load_checkpoint(str(path))
-    except (ValueError, TypeError, RuntimeError, KeyError):
+        return ms.load_checkpoint(str(path), crc_check=crc_check)
+    except (ValueError, TypeError, RuntimeError, OSError, KeyError) as error:
+        # MindSpore turns every exception into a ValueError. Ctrl-C, a file without read permission, or too little
+        # memory must not be taken for a damaged file.
+        reason: Optional[BaseException] = error
+        while reason is not None:
+            if isinstance(reason, (KeyboardInterrupt, SystemExit, OSError, MemoryError)):
+                raise reason from None
+            reason = reason.__cause__ or reason.__context__
         raise UserError(f"{path}: is truncated, damaged, or not a MindSpore checkpoint") from None
     finally:
         logging.disable(logging.NOTSET)
-    return Weights({name: value.asnumpy() for name, value in content.items() if isinstance(value, ms.Parameter)})
 
 
 def read_safetensors(path: Path) -> Weights:

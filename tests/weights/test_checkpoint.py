@@ -52,6 +52,19 @@ def test_a_truncated_file_is_an_error(saved, capfd):
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("reason", [KeyboardInterrupt(), SystemExit(143), PermissionError(13, "no"), MemoryError()])
+def test_a_file_is_not_called_damaged_if_reading_it_is_interrupted_or_fails(saved, monkeypatch, reason):
+    """MindSpore turns every exception into a ValueError."""
+
+    def interrupted(*arguments, **options):
+        raise reason
+
+    monkeypatch.setattr("mindspore.train.serialization.Parameter", interrupted)
+    with pytest.raises(type(reason)) as caught:
+        load_checkpoint(saved[0])
+    assert caught.value is reason
+
+
 def test_flipped_bits_are_an_error(saved):
     path, _, _ = saved
     content = path.read_bytes()
@@ -69,7 +82,7 @@ def test_missing_files_and_files_of_other_programs_are_errors(saved, tmp_path):
         load_checkpoint(tmp_path / "nowhere.ckpt")
     text = tmp_path / "notes.ckpt"
     text.write_text("this is not a checkpoint")
-    with pytest.raises(UserError, match=r"notes.ckpt: is truncated, damaged, or not a checkpoint"):
+    with pytest.raises(UserError, match=r"notes.ckpt: is truncated, damaged, or not a MindSpore checkpoint"):
         load_checkpoint(text)
     other_suffix = tmp_path / "photo.jpg"
     other_suffix.write_bytes(path.read_bytes())
