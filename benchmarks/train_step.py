@@ -30,6 +30,7 @@ from src.training.step import TrainStep
 
 KERNELS = ("native", "stock")
 CLASSES = 10
+MOST_STEPS = 100_000  # for which the training step gets learning rates
 WARM_UP = 2  # steps that are not timed; the first step compiles
 
 
@@ -159,8 +160,13 @@ def make_step(config, batch, forward):
         infer = make_eval_step(classifier, compiled=True)
         return lambda: infer(ms.Tensor(images)).asnumpy()
     train = TrainStep(classifier, create_optimizer(config, classifier), config)
-    rate = ms.Tensor(np.float32(0.01))
-    return lambda: train(ms.Tensor(images), ms.Tensor(labels), rate)[0].asnumpy()
+    train.begin(np.full(MOST_STEPS, 0.01, np.float32))
+
+    def train_and_wait():
+        train(ms.Tensor(images), ms.Tensor(labels))
+        train.results()
+
+    return train_and_wait
 
 
 if __name__ == "__main__":

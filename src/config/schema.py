@@ -417,6 +417,9 @@ class RuntimeConfig(Section):
 
 class LogConfig(Section):
     tensorboard: bool = True  # true: write TensorBoard events to the run folder
+    # Number of steps after which loss and speed are shown, and a loss that is not finite is found. The host waits for
+    # the device only then. null: about once a second.
+    every_steps: Optional[int] = Field(None, ge=1, le=1000)
 
 
 class RunConfig(Section):

@@ -12,6 +12,7 @@ from src.models.classifier import Classifier
 from src.runtime.parallel import Ranks
 
 TOP_K = 5
+STARTED = 4  # batches that the device may have at once
 
 Step = Callable[[ms.Tensor], ms.Tensor]  # uint8 images (N, H, W, C) -> logits
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # images, labels, logits
@@ -58,11 +59,22 @@ def predict(step: Step, loader: Loader) -> Iterator[Batch]:
 
     `step` comes from `make_eval_step`.
     """
+    started: list[tuple[np.ndarray, np.ndarray, ms.Tensor]] = []
     for images, labels in loader.epoch():
-        count = len(images)
         # The last batch is filled up to the full size, because another shape would compile the network again.
-        filled = np.concatenate([images, np.repeat(images[-1:], loader.batch_size - count, axis=0)])
-        yield images, labels, step(ms.Tensor(filled)).asnumpy()[:count]
+        filled = np.concatenate([images, np.repeat(images[-1:], loader.batch_size - len(images), axis=0)])
+        started.append((images, labels, step(ms.Tensor(filled))))
+        # The device computes while the host prepares the next batches; the host waits for it once in STARTED batches.
+        if len(started) == STARTED:
+            yield from results(started)
+            started = []
+    yield from results(started)
+
+
+def results(started: list[tuple[np.ndarray, np.ndarray, ms.Tensor]]) -> Iterator[Batch]:
+    """Yield the batches with their logits, for which this waits."""
+    for images, labels, logits in started:
+        yield images, labels, logits.asnumpy()[: len(images)]
 
 
 def evaluate(classifier: Classifier, step: Step, loader: Loader, ranks: Optional[Ranks] = None) -> Evaluation:

@@ -69,19 +69,19 @@ class Progress:
         self.bar.update(self.done - self.bar.n)
         self.bar.set_description_str(f"epoch {epoch}/{self.epochs}")
 
-    def step(self, loss: float, rate: np.float32, clock: Clock) -> None:
-        """Count a step and show the progress.
+    def show(self, step: int, loss: float, rate: np.float32, clock: Clock) -> None:
+        """Show the progress after this many steps of the epoch.
 
         `loss` is the mean loss of the epoch so far, `rate` is the learning rate, `clock` is the epoch's `Clock`.
         """
-        self.epoch_steps += 1
+        self.epoch_steps = step
         seconds = self.now()
         if self.timed_from is None:
             self.timed_from = seconds, self.done
         if not self.bar.disable:
             text = f"epoch {self.epoch}/{self.epochs}  {self.status(loss, rate, clock)}"
             self.bar.set_description_str(text, refresh=False)
-            self.bar.update()
+            self.bar.update(self.done - self.bar.n)
         elif seconds - self.last_line >= LINE_SECONDS:
             self.last_line = seconds
             where = f"step {self.epoch_steps:,}/{self.steps_per_epoch:,} of epoch {self.epoch}/{self.epochs}"

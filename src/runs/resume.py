@@ -33,6 +33,7 @@ FREE_KEYS = (
     "checkpoint.keep_last",
     "checkpoint.keep_best",
     "log.tensorboard",
+    "log.every_steps",
 )
 
 

@@ -93,6 +93,32 @@ class Ranks:
         """Return the Cell that tells whether a condition holds on all ranks; None with a single rank."""
         return AllTrue() if self.count > 1 else None
 
+    def total(self) -> Optional[nn.Cell]:
+        """Return the operator that adds a float32 Tensor up over the ranks; None with a single rank."""
+        return ops.AllReduce() if self.count > 1 else None
+
+    def averaging(self, parameters: Sequence[ms.Parameter]) -> Optional[Callable[[], ms.Tensor]]:
+        """Return a function that sets float32 `parameters` to their means over the ranks, on the device.
+
+        It can be compiled. All ranks get the same bits. With a single rank, or without parameters, return None.
+        """
+        total, count = self.total(), self.count
+        if total is None or not parameters:
+            return None
+        parameters = ms.ParameterTuple(parameters)
+        ends = np.cumsum([0] + [parameter.size for parameter in parameters]).tolist()
+
+        def average():
+            flat = [ops.reshape(parameter, (-1,)) for parameter in parameters]
+            means = total(ops.concat(flat)) / count
+            done: tuple[Any, ...] = ()
+            for i in range(len(parameters)):
+                mean = ops.reshape(means[ends[i] : ends[i + 1]], parameters[i].shape)
+                done += (ops.assign(parameters[i], mean),)
+            return ops.depend(means, done)
+
+        return average
+
     def gradient_mean(self, parameters: ms.ParameterTuple) -> Optional[nn.Cell]:
         """Return the Cell that averages the gradients of the `parameters` over the ranks; None with a single rank."""
         return nn.DistributedGradReducer(parameters, mean=True, degree=self.count) if self.count > 1 else None

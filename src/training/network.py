@@ -14,7 +14,7 @@ from src.models import create_model
 from src.models.classifier import Classifier
 from src.runtime.parallel import Ranks, synchronise_norms
 from src.runtime.precision import set_precision
-from src.training.moving_average import MovingAverage
+from src.training.moving_average import MovingAverage, create_average
 from src.training.validation import Validation
 from src.weights.checkpoint import Checkpoint
 from src.weights.pretrained import load_pretrained
@@ -72,7 +72,8 @@ def prepare_network(
 
     # All ranks start from the weights of the first rank. The moving average starts from the same weights.
     ranks.broadcast(classifier.get_parameters())
-    average = MovingAverage(classifier, config.train.ema_decay) if config.train.ema_decay is not None else None
+    decay, compiled = config.train.ema_decay, config.runtime.mode == "graph"
+    average = None if decay is None else create_average(classifier, decay, compiled)
 
     # Validation looks for BatchNorms, so it comes before the native kernels, which replace BatchNorms by other cells.
     validation = Validation(config, classifier, train_samples, test_batches, ranks, average)

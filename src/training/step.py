@@ -15,21 +15,28 @@ from src.training.distillation import Teacher
 from src.training.loss import make_loss
 from src.training.optimizer import Optimizer
 from src.training.random_draws import RandomDraws
+from src.training.recalibration import moving_statistics
 from src.weights.checkpoint import OPTIMIZER, fill
+
+ROWS = 1024  # batches whose results stay on the device, at most; a window has no more steps
+DRAWS = 64  # batches whose random numbers are drawn at once
 
 
 class TrainStep:
-    """Trains on one batch: loss, gradients and, after every `train.accumulate` batches, an update of the weights.
+    """Trains on the batches of an epoch: loss, gradients and, after every `train.accumulate` batches, an update.
 
-    `step(images, labels, rate, number)` takes the Tensors uint8 (N, H, W, C) and int32 (N), the learning rate, a
-    float32 scalar, and the number of the batch in the run, from 0. It returns the loss, a float32 scalar, and the
-    logits, float32 (N, classes). Both belong to the images of this rank only.
+    `begin` names the next batch of an epoch. Each `step(images, labels)` then trains on a batch: the Tensors uint8
+    (N, H, W, C) and int32 (N). It starts the work of the device and does not wait for it. Losses and hits stay on the
+    device until `results` fetches them.
 
-    A step keeps three things between two batches:
+    A step keeps these things between two batches:
 
     - `state` maps names to the parameters that a checkpoint stores: the optimizer's parameters and the loss scale.
     - `gradient_sums` are the sums of gradient accumulation. They are zero after each update, and states are saved only
       then, so a checkpoint does not store them. `load` sets them to zero.
+    - `position` is the number of the next batch in its epoch. On the device, it selects the learning rate and the
+      random numbers from tables of many batches.
+    - `record` has a row for each of the last ROWS batches: the mean loss, and the number of hits, over all ranks.
     - `shapes` are the image shapes that the step has run on. In graph mode the step is compiled for each shape.
     """
 
@@ -44,40 +51,51 @@ class TrainStep:
     ) -> None:
         ranks = ranks or Ranks()
         self.random_draws = RandomDraws(config, classifier.features, ranks.rank)
-        self.accumulate = config.train.accumulate
-        self.compiled = config.runtime.mode == "graph"
+        self.accumulate = accumulate = config.train.accumulate
         self.shapes: set[tuple[int, ...]] = set()
         self.state = {parameter.name: parameter for parameter in optimizer.state}
         if scaler is not None:
             self.state[f"{OPTIMIZER}loss_scale"] = scaler.scale_value
             self.state[f"{OPTIMIZER}loss_scale_counter"] = scaler.counter
-        self.gradient_sums: Any = ()
+        self.position = position = ms.Parameter(ms.Tensor(0, ms.int32), name="position", requires_grad=False)
+        self.record = ms.Parameter(ms.Tensor(np.zeros((ROWS, 2), np.float32)), name="record", requires_grad=False)
+        self.epoch = self.batches = self.batch = self.fetched = 0
+        self.tables: tuple[ms.Tensor, ...] = ()
 
+        self.compiled = config.runtime.mode == "graph"
+        compile = ms.jit if self.compiled else lambda function: function
         loss_of = make_loss(classifier, config, teacher, scaler)
         gradients_of = ms.value_and_grad(loss_of, None, optimizer.parameters, has_aux=True)
         update = make_update(optimizer, config.train, ranks, scaler)
+        write = make_writer(self.record, position, ranks)
 
-        def train_batch(images, labels, rate, *random_numbers):
-            (_, loss, logits), gradients = gradients_of(images, labels, *random_numbers)
-            return ops.depend(loss, update(gradients, rate)), logits
+        def train_batch(images, labels, rates, *tables):
+            (_, loss, logits), gradients = gradients_of(images, labels, *rows_at(position, tables))
+            return write(loss, logits, labels, update(gradients, ops.gather(rates, position, 0)))
 
-        self.train_batch: Callable[..., Any] = ms.jit(train_batch) if self.compiled else train_batch
-        if self.accumulate == 1:
+        self.train_batch: Callable[..., Any] = compile(train_batch)
+        # Each rank's BatchNorms saw other images. Every state and every evaluation needs the same statistics on all
+        # ranks, and a state may be saved after each update.
+        average = ranks.averaging(moving_statistics(classifier))
+        self.average_statistics: Optional[Callable[[], Any]] = None if average is None else compile(average)
+        self.gradient_sums: Any = ()
+        if accumulate == 1:
             return
         sums = self.gradient_sums = optimizer.parameters.clone("gradient_sum", "zeros")
-        share = ms.Tensor(1 / self.accumulate, ms.float32)
+        share = ms.Tensor(1 / accumulate, ms.float32)
         each = ops.HyperMap()
 
-        def add_gradients(images, labels, *random_numbers):
-            (_, loss, logits), gradients = gradients_of(images, labels, *random_numbers)
-            return ops.depend(loss, each(ops.partial(add, share), sums, gradients)), logits
+        def add_gradients(images, labels, *tables):
+            (_, loss, logits), gradients = gradients_of(images, labels, *rows_at(position, tables))
+            return write(loss, logits, labels, each(ops.partial(add, share), sums, gradients))
 
-        def apply_sums(rate):
+        def apply_sums(rates):
+            rate = ops.gather(rates, position // accumulate - 1, 0)
             done = update(each(value_of, sums), rate)
             return ops.depend(rate, each(clear, ops.depend(sums, done)))
 
-        self.add_gradients: Callable[..., Any] = ms.jit(add_gradients) if self.compiled else add_gradients
-        self.apply_sums: Callable[..., Any] = ms.jit(apply_sums) if self.compiled else apply_sums
+        self.add_gradients: Callable[..., Any] = compile(add_gradients)
+        self.apply_sums: Callable[..., Any] = compile(apply_sums)
 
     def updates(self, batches: int) -> int:
         """Return the number of updates in an epoch with this many `batches`; zero updates are a `UserError`."""
@@ -91,17 +109,73 @@ class TrainStep:
         for total in self.gradient_sums:
             total.set_data(ms.Tensor(np.zeros(total.shape, np.float32)))
 
-    def __call__(
-        self, images: ms.Tensor, labels: ms.Tensor, rate: ms.Tensor, number: int = 0
-    ) -> tuple[ms.Tensor, ms.Tensor]:
+    def begin(self, rates: np.ndarray, epoch: int = 0, batch: int = 0) -> None:
+        """Continue with this `batch` of an `epoch`, both counted from 0.
+
+        `rates` has the learning rate of each update of the epoch, float32.
+        """
+        self.rates = ms.Tensor(rates)
+        self.epoch, self.batches, self.batch, self.fetched = epoch, len(rates) * self.accumulate, batch, batch
+        self.tables = ()
+        self.position.set_data(ms.Tensor(batch, ms.int32))
+
+    def __call__(self, images: ms.Tensor, labels: ms.Tensor) -> None:
         self.shapes.add(images.shape)
-        random_numbers = [ms.Tensor(array) for array in self.random_draws.tensors(number, len(images))]
+        if not self.tables or self.batch % DRAWS == 0:
+            self.tables = self.draw(len(images))
+        self.batch += 1
         if self.accumulate == 1:
-            return self.train_batch(images, labels, rate, *random_numbers)
-        loss, logits = self.add_gradients(images, labels, *random_numbers)
-        if (number + 1) % self.accumulate == 0:
-            self.apply_sums(rate)
-        return loss, logits
+            self.train_batch(images, labels, self.rates, *self.tables)
+        else:
+            self.add_gradients(images, labels, *self.tables)
+            if self.batch % self.accumulate == 0:
+                self.apply_sums(self.rates)
+        if self.average_statistics is not None and self.batch % self.accumulate == 0:
+            self.average_statistics()
+
+    def draw(self, batch_size: int) -> tuple[ms.Tensor, ...]:
+        """Return the tables of the random numbers for the next batches; row i belongs to batch i modulo DRAWS."""
+        first = self.epoch * self.batches + self.batch // DRAWS * DRAWS
+        numbers = range(first, first + min(DRAWS, self.batches))
+        rows = [self.random_draws.tensors(number, batch_size) for number in numbers]
+        return tuple(ms.Tensor(np.stack(arrays)) for arrays in zip(*rows))
+
+    def results(self) -> np.ndarray:
+        """Return the mean loss and the hits, over all ranks, of each batch since the last call: float64 (batches, 2).
+
+        It waits for the device. At most ROWS batches may have passed.
+        """
+        rows = self.record.asnumpy().astype(np.float64)[np.arange(self.fetched, self.batch) % ROWS]
+        self.fetched = self.batch
+        return rows
+
+
+def make_writer(record: ms.Parameter, position: ms.Parameter, ranks: Ranks) -> Callable:
+    """Return `write(loss, logits, labels, done)`: it writes a row of the `record` and moves the `position` on.
+
+    `done` is what has to be computed too. The result is a Tensor that depends on all of this.
+    """
+    total = ranks.total()
+    shares = ms.Tensor([1 / ranks.count, 1], ms.float32)
+    largest = ops.Argmax(-1, ms.int32)
+
+    def write(loss, logits, labels, done):
+        hits = ops.cast(ops.equal(largest(logits), labels), ms.float32).sum()
+        row = ops.stack((loss, hits))
+        if total is not None:
+            row = total(row) * shares
+        written = ops.scatter_update(record, ops.reshape(position % ROWS, (1,)), ops.reshape(row, (1, 2)))
+        return ops.depend(loss, (done, written, ops.assign(position, position + 1)))
+
+    return write
+
+
+def rows_at(position: ms.Parameter, tables: tuple[ms.Tensor, ...]) -> tuple[ms.Tensor, ...]:
+    """Return the rows of the `tables` for the batch at this `position` of the epoch."""
+    rows: tuple[ms.Tensor, ...] = ()
+    for table in tables:
+        rows += (ops.gather(table, position % DRAWS, 0),)
+    return rows
 
 
 def make_update(optimizer: Optimizer, train: TrainConfig, ranks: Ranks, scaler: Optional[LossScaler]) -> Callable:

@@ -19,9 +19,9 @@ from src.runs.state import RunState
 from src.runtime.parallel import Ranks
 from src.training.interrupts import Interrupts, PolledInterrupt
 from src.training.moving_average import MovingAverage
-from src.training.recalibration import moving_statistics
 from src.training.step import TrainStep
 from src.training.validation import Validation
+from src.training.window import Window
 from src.weights.checkpoint import Checkpoint, fill
 
 
@@ -54,60 +54,62 @@ class Trainer:
         self.interrupts = interrupts
         self.classifier, self.step, self.average = classifier, step, average
         self.state = RunState(ranks=ranks.count)
+        self.window = Window(config.log.every_steps)
 
     def train_epoch(self, loader: Loader, rates: np.ndarray, progress: Progress) -> Clock:
         """Train on the remaining batches of the current epoch and return the `Clock` of them.
 
         `rates` has the learning rate of each update of the epoch, float32. A loss that is not finite raises a
-        `DivergedError`.
+        `DivergedError`. The host starts a step while the device works on earlier steps. It waits for the device only to
+        fetch results and to save a state.
         """
-        state, step = self.state, self.step
+        state, step, window = self.state, self.step, self.window
         self.classifier.set_train(True)
-        clock = Clock()
+        self.rates = rates
         batches = len(rates) * step.accumulate
-        statistics = moving_statistics(self.classifier)
+        step.begin(rates, state.epoch, state.batch)
+        if self.average is not None:
+            self.average.begin(state.updates, len(rates) - state.batch // step.accumulate)
+        window.begin(loader.batch_size * self.ranks.count)
         asked = time.perf_counter()
         for images, labels in itertools.islice(loader.epoch(state.epoch + 1, state.batch), batches - state.batch):
-            arrived = time.perf_counter()
+            window.add(time.perf_counter() - asked)
             self.interrupts.hold()
-            rate = rates[state.batch // step.accumulate]
-            warm = images.shape in step.shapes  # the first batch of a shape includes compilation and is not timed
-            loss, logits = step(
-                ms.Tensor(images), ms.Tensor(labels), ms.Tensor(rate), number=state.epoch * batches + state.batch
-            )
-            loss_sum, correct, count = self.sum_over_ranks(loss, logits, labels)
-            if not math.isfinite(loss_sum):
-                moment = f"in epoch {state.epoch + 1}, step {state.batch + 1}"
-                raise DivergedError(f"loss became {loss_sum}", moment, rate)
+            compiles = images.shape not in step.shapes
+            step(ms.Tensor(images), ms.Tensor(labels))
             state.batch += 1
-            state.loss_sum += loss_sum
-            state.correct += correct
-            state.images += count
-            done = time.perf_counter()
-            state.epoch_seconds += done - asked
-            if warm:
-                clock.add(Clock(count, done - asked, arrived - asked))
-            if state.batch % step.accumulate == 0:
+            is_update = state.batch % step.accumulate == 0
+            if is_update:
                 state.updates += 1
-                # Each rank's BatchNorms saw other images. Every state and every evaluation needs the same statistics on
-                # all ranks, and a state may be saved after each update.
-                self.ranks.average(statistics)
                 if self.average is not None:
-                    self.average.update(state.updates)
-                if state.batch < batches:
-                    self.save_if_due()
+                    self.average.update()
+            saves = is_update and state.batch < batches and self.is_save_due()
+            if window.is_full or compiles or saves or state.batch == batches:
+                self.fetch(compiles)
+                window.choose_size(self.ranks)
+                rate = rates[(state.batch - 1) // step.accumulate]
+                progress.show(state.batch, state.loss_sum / state.images, rate, window.clock)
+            if saves:
+                self.save()
+            if is_update:
                 self.interrupts.release()
-            asked = done
-            progress.step(state.loss_sum / state.images, rate, clock)
-        return clock
+            asked = time.perf_counter()
+        return window.clock
 
-    def sum_over_ranks(self, loss: ms.Tensor, logits: ms.Tensor, labels: np.ndarray) -> tuple[float, int, int]:
-        """Return three sums over the ranks for one batch: the losses of the images, the hits, the number of images."""
-        hits = (logits.asnumpy().argmax(1) == labels).sum()
-        loss_sum, correct, count = self.ranks.sum(
-            np.array([float(loss.asnumpy()) * len(labels), hits, len(labels)], np.float64)
-        )
-        return loss_sum, int(correct), int(count)
+    def fetch(self, compiled: bool = False) -> None:
+        """Add the results of the steps since the last call to the state; this waits for the device.
+
+        The time of a step that `compiled` is not part of the speed.
+        """
+        state, window, first = self.state, self.window, self.step.fetched
+        for number, (loss, hits) in enumerate(self.step.results(), first):
+            if not math.isfinite(loss):
+                moment = f"in epoch {state.epoch + 1}, step {number + 1}"
+                raise DivergedError(f"loss became {loss}", moment, self.rates[number // self.step.accumulate])
+            state.loss_sum += loss * window.images
+            state.correct += int(hits)
+            state.images += window.images
+        state.epoch_seconds += window.close(compiled)
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Set the weights, the optimizer, the moving average and the progress to the state in the `checkpoint`."""
@@ -125,22 +127,23 @@ class Trainer:
 
     def save(self) -> None:
         """Write the state from which the run can be resumed."""
+        if self.window.steps:
+            self.fetch()
         if self.ranks.is_first:
             self.folder.save_state(
                 self.state,
                 self.config.checkpoint.keep_last,
                 weights=self.classifier.parameters_dict(),
-                average=self.average.values if self.average is not None else None,
+                average=self.average.values() if self.average is not None else None,
                 optimizer=self.step.state,
                 config=self.config,
                 classes=self.classes,
             )
 
-    def save_if_due(self) -> None:
-        """Write the state if `checkpoint.every_steps` asks for it after this update."""
+    def is_save_due(self) -> bool:
+        """Return whether `checkpoint.every_steps` asks for a state after this update."""
         every = self.config.checkpoint.every_steps
-        if every is not None and self.state.updates % every == 0:
-            self.save()
+        return every is not None and self.state.updates % every == 0
 
     def roll_back(self, problem: DivergedError) -> None:
         """Load the newest state whose weights are finite, and reduce the learning rate.

@@ -88,8 +88,9 @@ def test_steps_are_bit_identical_on_any_number_of_threads(name):
         build_module.load(build_module.build(), threads)
         config = make_config({"train": {"label_smoothing": 0.1}, "runtime": {"mode": "pynative"}})
         step = TrainStep(network, create_optimizer(config, network), config)
+        step.begin(np.full(3, 0.1, np.float32))
         for _ in range(3):
-            step(images, labels, ms.Tensor(0.1, ms.float32))
+            step(images, labels)
         results.append({parameter.name: parameter.asnumpy() for parameter in network.get_parameters()})
     for other in results[1:]:
         assert all((other[key] == value).all() for key, value in results[0].items())
@@ -107,7 +108,8 @@ def test_frozen_part_keeps_weights_and_statistics(name, part):
     use_kernels(network, config.runtime)
     step = TrainStep(network.set_train(True), create_optimizer(config, network), config)
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
-    step(ms.Tensor(images), ms.Tensor(np.int32([0, 1, 2, 0])), ms.Tensor(0.1, ms.float32))
+    step.begin(np.float32([0.1]))
+    step(ms.Tensor(images), ms.Tensor(np.int32([0, 1, 2, 0])))
     changed = {
         parameter.name
         for parameter in network.get_parameters()

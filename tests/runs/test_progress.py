@@ -36,7 +36,7 @@ def test_without_a_terminal_lines_are_half_a_minute_apart(clock, capsys):
     lines = []
     for step in range(1, 101):
         clock.seconds += 1.0
-        progress.step(2.5, RATE, Clock(64 * step, 2.0 * step, 0.5 * step))
+        progress.show(step, 2.5, RATE, Clock(64 * step, 2.0 * step, 0.5 * step))
         lines += [(step, line) for line in capsys.readouterr().out.splitlines()]
     assert [step for step, _ in lines] == [30, 60, 90]
     # 200 steps of one second each.
@@ -48,9 +48,9 @@ def test_short_epochs_have_one_line_each(clock, capsys):
     progress = Progress(3, 10, clock)
     for epoch in (1, 2, 3):
         progress.start_epoch(epoch)
-        for _ in range(10):
+        for step in range(1, 11):
             clock.seconds += 2.0
-            progress.step(1.0, RATE, Clock())
+            progress.show(step, 1.0, RATE, Clock())
         clock.seconds += 5.0
         progress.end_epoch({**ROW, "epoch": epoch})
     lines = capsys.readouterr().out.splitlines()
@@ -73,7 +73,7 @@ def test_the_bar_of_a_terminal(clock, monkeypatch, capsys):
     progress.start_epoch(1)
     for step in range(1, 5):
         clock.seconds += 100.0
-        progress.step(0.75, RATE, Clock(32 * step, 0.1 * step, 0.0))
+        progress.show(step, 0.75, RATE, Clock(32 * step, 0.1 * step, 0.0))
     progress.bar.refresh()
     drawn = re.split(r"[\r\n]", sys.stderr.getvalue())[-1]
     assert re.match(r" 50% \|.*\| epoch 1/2  loss", drawn)
@@ -91,11 +91,11 @@ def test_the_time_left_of_a_resumed_run_uses_only_the_time_of_its_process(clock,
     progress.start_epoch(6, step=40)
     assert (progress.done, progress.bar.n) == (540, 540)
     clock.seconds += 60.0  # compiling
-    progress.step(1.0, RATE, Clock())
+    progress.show(41, 1.0, RATE, Clock())
     assert progress.time_left() == ""
-    for _ in range(9):
-        clock.seconds += 2.0
-        progress.step(1.0, RATE, Clock())
+    for step in (44, 50):  # a window has several steps
+        clock.seconds += 2.0 * (step - progress.epoch_steps)
+        progress.show(step, 1.0, RATE, Clock())
     assert progress.time_left() == "  ETA 15:00"
     progress.close()
 
