@@ -6,7 +6,7 @@ import sys
 
 from src.data.libjpeg import share_libjpeg
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if not (3, 9) <= sys.version_info[:2] <= (3, 12):
     # requirements.txt installs nothing on such a Python. So this is the last line that the README's command prints.
