@@ -25,6 +25,7 @@ from src.runtime.parallel import Ranks
 from src.weights.checkpoint import Checkpoint
 
 AUTO = "auto"
+FIRST_STATE = "state-00000-0000000.ckpt"  # the name of the state at the start of a run
 DESCRIPTION = "description"  # name of the entry, beside the tensors, that has the rest of a `Checkpoint` as JSON
 TENSORS = ("weights", "average", "optimizer")  # the parts of a `Checkpoint` that are tensors
 # The settings that may change when a run is resumed; they do not change what is computed. train.epochs may increase.
@@ -156,10 +157,11 @@ def state_to_resume(folder: RunFolder, config: Config) -> Optional[Checkpoint]:
         refuse_changes(load_config(path / CONFIG), config)
         print(f"{path} has no state yet, so its run starts at epoch 1", flush=True)
         return None
-    found_names = ", ".join(folder.contents())
-    advice = "choose another run.dir=…"
+    found_names, advice = ", ".join(folder.contents()), "choose another run.dir=…"
     if is_run(path):
         advice = f"put its state-….ckpt back, {advice}, or start again with --overwrite"
+        if "last.ckpt" in folder.contents():
+            advice = f"copy its last.ckpt to {path / CHECKPOINTS / FIRST_STATE}, {advice}"
     raise UserError(
         f"--resume: {path / CHECKPOINTS} has no state to resume from (found in {path}: {found_names}); {advice}"
     )

@@ -78,6 +78,12 @@ def early_kill(path):
     (path / "checkpoints" / ".state-00001-0000000.ckpt.partial.ckpt").write_text("half")
 
 
+def as_the_error_says(path):
+    """Remove the state, and put the copy of it in its place."""
+    remove(STATE)(path)
+    shutil.copy(path / "last.ckpt", path / "checkpoints" / "state-00000-0000000.ckpt")
+
+
 def blocked(path):
     remove("metrics.csv")(path)
     (path / "metrics.csv").mkdir()
@@ -109,7 +115,7 @@ HANDWRITTEN = "model: {name: x}\n"
             [GONE, "best.ckpt, last.ckpt", "put its state-….ckpt back", "start again with --overwrite"],
         ),
         (remove(STATE), AUTO, [GONE]),
-        (remove("checkpoints"), NAMED, [GONE]),
+        (remove("checkpoints"), NAMED, [GONE, "copy its last.ckpt to R/checkpoints/state-00000-0000000.ckpt"]),
         (remove("checkpoints", "last.ckpt"), AUTO, [GONE, "best.ckpt"]),
         (remove("checkpoints", "config.yaml"), AUTO, [GONE, "choose another run.dir=…"]),
         (remove("config.yaml"), PLAIN, [NOT_OURS]),
@@ -134,7 +140,9 @@ def test_no_start_deletes_anything_without_a_reason(run, change, options, parts)
     assert contents(run) == before
 
 
-@pytest.mark.parametrize("change", [nothing, before_the_mark, remove("config.yaml"), remove("best.ckpt", "last.ckpt")])
+@pytest.mark.parametrize(
+    "change", [nothing, before_the_mark, remove("config.yaml"), remove("best.ckpt", "last.ckpt"), as_the_error_says]
+)
 @pytest.mark.parametrize("options", [AUTO, NAMED])
 def test_a_run_that_has_a_state_is_resumed_and_keeps_its_files(run, change, options):
     change(run)
