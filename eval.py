@@ -6,7 +6,7 @@ from typing import Any
 
 from src.config.schema import SPLITS
 from src.errors import ArgumentParser, UserError, run
-from src.outputs import Output, add_overwrite, check_outputs, output_files
+from src.outputs import Output, add_overwrite, check_outputs, images_named, output_files
 
 
 def main() -> None:
@@ -24,9 +24,9 @@ def main() -> None:
     trained = open_trained(args.checkpoint, args.overrides, args.lite_python)
     check_outputs(outputs, inputs_of(trained.config.data), args.overwrite)
     if args.images is not None:
-        predict_images(trained, args)
+        predict_images(trained, args, outputs)
     else:
-        evaluate_split(trained, args)
+        evaluate_split(trained, args, outputs)
 
 
 def parse() -> Namespace:
@@ -75,7 +75,7 @@ def outputs_of(args: Namespace) -> list[Output]:
     return output_files("--csv", args.csv, ".csv", ".png")
 
 
-def predict_images(trained: Any, args: Namespace) -> None:
+def predict_images(trained: Any, args: Namespace, outputs: list[Output]) -> None:
     """Predict the classes of the user's images; print and write the predictions.
 
     `trained` is a `Trained` of src/deploy/trained.py.
@@ -83,13 +83,14 @@ def predict_images(trained: Any, args: Namespace) -> None:
     from src.evaluation.output import find_images, predict_files, print_predictions, write_predictions
 
     files = find_images(args.images)
+    check_outputs(outputs, images_named(outputs, files), args.overwrite)
     seen, probabilities = predict_files(trained.step, trained.config, trained.classes, files, trained.batch_size)
     print_predictions(files, probabilities, trained.classes)
     write_predictions(files, seen, probabilities, trained.classes, args.csv)
     print(f"\nwritten: {args.csv}, {Path(args.csv).with_suffix('.png')}")
 
 
-def evaluate_split(trained: Any, args: Namespace) -> None:
+def evaluate_split(trained: Any, args: Namespace, outputs: list[Output]) -> None:
     """Evaluate each image of a split of the data set once; print and write the metrics.
 
     `trained` is a `Trained` of src/deploy/trained.py.
@@ -100,6 +101,8 @@ def evaluate_split(trained: Any, args: Namespace) -> None:
     from src.evaluation.output import print_evaluation, write_evaluation
 
     samples = load_samples(trained.config.data, args.split or "eval", trained.classes)
+    if isinstance(samples.images, list):
+        check_outputs(outputs, images_named(outputs, samples.images), args.overwrite)
     batches = eval_loader(trained.config, samples, trained.batch_size)
     result = summarize(predict(trained.step, batches))
     for note in samples.notes:

@@ -62,8 +62,8 @@ def making_folder(path: Union[str, Path]) -> Iterator[Path]:
 def publish(names: Mapping[Path, Path]) -> None:
     """Give complete temporary files their final names, {temporary: final}, after all of them are on the disk."""
     for partial in names:
-        apply_umask(partial)
         flush(partial)
+        apply_umask(partial)  # afterwards, because it may take away the permission to read
     for partial, path in names.items():
         os.replace(partial, path)
     for folder in {path.parent for path in names.values()}:

@@ -6,8 +6,9 @@ Nothing that exists is replaced without --overwrite. With it, an input and a par
 import os
 import re
 import stat
+import tempfile
 from argparse import ArgumentParser
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional, Union
@@ -81,6 +82,15 @@ def check_outputs(
         refuse_place(named, path)
 
 
+def images_named(outputs: Sequence[Output], files: Iterable[str]) -> dict[str, str]:
+    """Return the image `files` that have the name of an output, as `inputs` of `check_outputs`.
+
+    Images may be in any folder: a table names them, or a link leads to them.
+    """
+    names = {Path(output.path).name for output in outputs}
+    return {f"image {file}": file for file in files if os.path.basename(file) in names}
+
+
 def located(path: Union[str, Path]) -> Path:
     """Return the absolute path without links and `..` in its folders; a link at the path itself stays."""
     path = Path(path)
@@ -120,8 +130,12 @@ def refuse_place(named: str, path: Path) -> None:
     folder = next(folder for folder in path.parents if os.path.lexists(folder))
     if not folder.is_dir():
         raise UserError(f"{named}: {folder} is not a folder; choose another path")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"{named}: the folder {folder} cannot be written (permission denied); choose another path")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(
+            f"{named}: the folder {folder} cannot be written ({error.strerror}); choose another path"
+        ) from None
 
 
 def run_of(path: Path) -> Optional[Path]:
@@ -136,6 +150,8 @@ def run_of(path: Path) -> Optional[Path]:
 
 def is_run(folder: Path) -> bool:
     """Return whether train.py has made `folder`: its config.yaml says so."""
+    if not (folder / CONFIG).is_file():  # a pipe would keep the reader waiting
+        return False
     try:
         text = (folder / CONFIG).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

@@ -43,6 +43,9 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "q.onnx.json").mkdir()
     (tmp_path / "dir.json").mkdir()
     (tmp_path / "lite.ms.int8").mkdir()
+    (tmp_path / "trap").mkdir()
+    os.mkfifo("trap/config.yaml")
+    (tmp_path / "trap" / "metrics.csv").write_text("mine")
     os.symlink("a.json", "link.json")
     os.symlink("nowhere.json", "dangling.json")
     os.symlink("R", "other")
@@ -51,6 +54,14 @@ def place(tmp_path, monkeypatch):
         (tmp_path / "photos" / split / "china").mkdir(parents=True)
         Image.new("RGB", (40, 40)).save(tmp_path / "photos" / split / "china" / "0.png")
     (tmp_path / "c.yaml").write_text("data: {name: image_folder, root: photos, image_size: 32}\n")
+    (tmp_path / "train.csv").write_text("path,label\nnamed.png,a\nphotos/val/china/0.png,b\n")
+    (tmp_path / "val.csv").write_text("path,label\nphotos/val/china/0.png,b\n")
+    Image.new("RGB", (40, 40)).save(tmp_path / "named.png")
+    (tmp_path / "far").mkdir()
+    Image.new("RGB", (40, 40)).save(tmp_path / "far" / "0.png")
+    (tmp_path / "linked" / "train").mkdir(parents=True)
+    os.symlink("../../far", "linked/train/china")
+    os.symlink("../photos/val", "linked/val")
     (tmp_path / "c.json").write_text("data: {image_size: 32}\n")
     return tmp_path
 
@@ -139,6 +150,18 @@ def everything(folder):
             "--json: the name is too long (found 245 bytes, expected at most 230)",
         ),
         ([*PACK, "a.json/packed"], "a.json is not a folder"),
+        ([*COST, "--json", "/proc/new/a.json"], "--json /proc/new/a.json: the folder /proc cannot be written"),
+        ([*EVAL, "--images", "photos", "--csv", "trap/metrics.csv"], f"--csv trap/metrics.csv: {EXISTS}"),
+        ([*EXPORT, "--output", "R/checkpoints/n.onnx"], f"--output R/checkpoints/n.onnx: {PART}"),
+        ([*EVAL, "--json", "A.JSON"], "--json A.JSON: must end with .json"),
+        (
+            [*SHOW, "--output", "named.png", OVER, "data.name=csv", "data.root=."],
+            "--output named.png: is an input, image named.png",
+        ),
+        ([*SHOW, "--output", "far/0.png", OVER, "data.root=linked"], "is an input, image linked/train/china/0.png"),
+        ([*EVAL, "--json", ".json"], "--json .json: must end with .json"),
+        ([*PACK, "photos"], "OUT photos: exists already, and is not replaced (found a folder)"),
+        ([*SHOW, "--output", "R/checkpoints/../curves.png"], f"curves.png: {PART}"),
         (["benchmarks.train_step", "--json", "a.csv"], "--json a.csv: must end with .json"),
     ],
     ids=lambda value: " ".join(value)[:80] if isinstance(value, list) else "",

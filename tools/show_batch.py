@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from src.config.load import load_config
 from src.errors import ArgumentParser, UserError, run
 from src.files import make_parent, replacing
-from src.outputs import add_overwrite, check_outputs, output_files
+from src.outputs import add_overwrite, check_outputs, images_named, output_files
 
 COLUMNS = 8
 
@@ -33,6 +33,9 @@ def main():
     train_samples = load_samples(config.data, "train")
     names = train_samples.classes
     test_samples = load_samples(config.data, "eval", names)
+    for samples in (train_samples, test_samples):
+        if isinstance(samples.images, list):
+            check_outputs(outputs, images_named(outputs, samples.images), args.overwrite)
     # The images are sorted by class. Evenly spread images show more than the first class.
     spread = np.linspace(0, len(test_samples) - 1, min(args.images, len(test_samples))).round().astype(int)
     shown, captions = [], []

@@ -62,7 +62,9 @@ def open_run(
 
 
 def refuse_inputs(folder: RunFolder, config: Config) -> None:
-    """Raise a `UserError` if a run that starts in `folder` replaces what it reads, or is in the data set."""
+    """Raise a `UserError` if a run that starts in `folder` replaces what it reads, or is inside of images or a run."""
+    if (outer := run_of(located(folder.path))) is not None:
+        raise UserError(f"run.dir: {folder.path} is part of the run in {outer}; choose another run.dir=…")
     for key, value in (
         ("model.pretrained", config.model.pretrained),
         ("distill.teacher", config.distill.teacher),

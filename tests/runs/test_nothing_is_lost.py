@@ -231,6 +231,14 @@ def test_a_run_that_is_read_is_not_overwritten(run, settings, part):
     assert contents(run) == before
 
 
+@pytest.mark.parametrize("name", ["R/checkpoints", "R/events/x", "R/best.ckpt", "R/checkpoints/new/../y"])
+def test_a_run_is_not_part_of_another_run(run, name):
+    before = contents(run)
+    with pytest.raises(UserError, match=r"is part of the run in|is not a folder"):
+        open_run(make_config({"run": {"dir": name}}), None, True, Ranks())
+    assert contents(run) == before
+
+
 @pytest.mark.parametrize(
     ("folder", "part"),
     [
