@@ -6,16 +6,19 @@ from typing import Any
 
 from src.config.schema import Config
 from src.deploy.description import FORMATS, Description, Split
-from src.deploy.options import INPUTS, PRECISIONS, options_of
+from src.deploy.options import INPUTS, PRECISIONS, options_of, outputs_of
 from src.errors import ArgumentParser, run
+from src.outputs import add_overwrite, check_outputs
 
 
 def main() -> None:
     # Check the options before MindSpore is imported, because the import takes seconds.
     args = parse()
     options = options_of(args)
+    outputs = outputs_of(args)
+    check_outputs(outputs, {"--checkpoint": args.checkpoint, "--golden": args.golden}, args.overwrite)
 
-    from src.data.datasets import splits_of
+    from src.data.datasets import inputs_of, splits_of
     from src.deploy.export import check_target, export
     from src.deploy.quantize import full_batches
     from src.deploy.runtimes.lite import HOW_TO_GET, find_lite
@@ -24,6 +27,7 @@ def main() -> None:
     # Open the trained network, and check that this device and the installed runtimes can write the format.
     opened = open_checkpoint(args.checkpoint, args.overrides)
     check_target(options)
+    check_outputs(outputs, inputs_of(opened.config.data), args.overwrite)
 
     # Load the images for the verification and, for int8, the training images that give the ranges of activations.
     classes = opened.checkpoint.classes
@@ -49,6 +53,7 @@ def parse() -> Namespace:
     parser.add_argument("--checkpoint", required=True, help="best.ckpt or last.ckpt from train.py")
     parser.add_argument("--format", choices=FORMATS, help="default: the extension of --output")
     parser.add_argument("--output", required=True, metavar="PATH", help="the file to write; PATH.json describes it")
+    add_overwrite(parser)
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="batch size, fixed in the file (default: 1)")
     parser.add_argument(
         "--input",

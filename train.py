@@ -21,16 +21,19 @@ def main() -> None:
 
     # The device and, under msrun, the other processes. Only the first process prints and uses the run folder.
     from src.runs.resume import open_run
+    from src.runtime.agreement import refuse_unlike, settings_of
     from src.runtime.device import keep_device, use_device
     from src.runtime.parallel import join_ranks
 
     use_device(config.runtime, config.train.seed)
     ranks = join_ranks()
     with ranks.output():
+        refuse_unlike({"--resume": args.resume, "--overwrite": args.overwrite}, ranks)
         if later:
             saved = ranks.from_first(lambda: saved_config(args).read_bytes())
             config = read_config(args, saved.decode())
             keep_device(config.runtime, config.train.seed)
+        refuse_unlike(settings_of(config), ranks)
         for override in args.overrides:
             print(f"override {override}")
         folder, resumed = open_run(config, args.resume, args.overwrite, ranks)
@@ -97,6 +100,7 @@ def train(config: Config, folder: Any, resumed: Any, ranks: Any) -> None:
     from src.data.datasets import load_samples
     from src.data.loading import count_bad, eval_loader, train_loader
     from src.runs.resume import choose_workers, refuse_workers
+    from src.runtime.agreement import data_of, refuse_unlike
     from src.training.distillation import create_teacher
     from src.training.interrupts import Interrupts
     from src.training.loop import fit
@@ -111,6 +115,7 @@ def train(config: Config, folder: Any, resumed: Any, ranks: Any) -> None:
     train_samples = load_samples(config.data, "train")
     test_samples = load_samples(config.data, "eval", train_samples.classes)
     classes = class_names(config, train_samples.classes)
+    refuse_unlike(data_of({"training": train_samples, "test": test_samples}), ranks)
     config.data.workers = choose_workers(config, resumed, ranks)
     sizes = config.train.image_sizes or [config.data.image_size]
     loaders = [train_loader(config, train_samples, ranks.rank, ranks.count, size) for size in sizes]
@@ -133,8 +138,8 @@ def train(config: Config, folder: Any, resumed: Any, ranks: Any) -> None:
         folder.start(config)
     if config.log.tensorboard and ranks.is_first:
         folder.open_events(trainer.state.epoch * rates.shape[1])
-    if config.train.on_nonfinite == "rollback" and not resumed:
-        trainer.save()
+    if not resumed:
+        trainer.save()  # so a run that has anything else also has a state to resume from
     for note in (*train_samples.notes, *test_samples.notes):
         print(f"note: {note}")
     print(

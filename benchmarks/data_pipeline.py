@@ -37,6 +37,7 @@ from src.data.samples import Samples
 from src.data.transforms import View
 from src.errors import ArgumentParser, UserError, run
 from src.files import write_json
+from src.outputs import add_overwrite, check_outputs, output_files
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, HEIGHT = 500, 375
@@ -88,7 +89,9 @@ def main():
     parser.add_argument("--source", choices=CASES, help="measure only this source (default: all)")
     parser.add_argument("--memory", action="store_true", help="measure the memory after each of 20 epochs instead")
     parser.add_argument("--json", metavar="PATH", help="also write all figures to this file")
+    add_overwrite(parser)
     args = parser.parse_args()
+    check_outputs(output_files("--json", args.json, ".json"), {}, args.overwrite)
     if not 2 <= args.batch <= args.images or args.rounds < 1:
         raise UserError("--batch must be at least 2, --images at least --batch, and --rounds at least 1")
 
@@ -106,7 +109,7 @@ def main():
                 else:
                     figures[name] = measure(loaders, args.rounds)
                     print_figures(name, figures[name])
-    if args.json:
+    if args.json is not None:
         write_json(figures, args.json)
 
 

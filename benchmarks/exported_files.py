@@ -15,6 +15,7 @@ from src.deploy.runtimes.lite import HOW_TO_GET, find_lite
 from src.deploy.runtimes.timing import measure, runners_for
 from src.errors import ArgumentParser, UserError, run
 from src.files import write_json
+from src.outputs import add_overwrite, check_outputs, output_files
 
 
 def main():
@@ -26,7 +27,10 @@ def main():
     parser.add_argument("--rounds", type=int, default=20, help="rounds of four timed runs (default: 20)")
     parser.add_argument("--lite-python", metavar="PATH", help="the Python that has MindSpore Lite")
     parser.add_argument("--json", metavar="PATH", help="also write the figures to this file")
+    add_overwrite(parser)
     args = parser.parse_args()
+    read = {f"FILE {name}": name for path in args.files for name in (path, f"{path}.json")}
+    check_outputs(output_files("--json", args.json, ".json"), read, args.overwrite)
     if args.threads < 0 or args.rounds < 1:
         raise UserError("--threads must be at least 0 and --rounds at least 1")
     lite = find_lite(args.lite_python)
@@ -45,7 +49,7 @@ def main():
     for _, runner, _ in jobs:
         runner.close()
     print_rows(rows)
-    if args.json:
+    if args.json is not None:
         write_json({"threads": args.threads, "rounds": args.rounds, "results": rows}, args.json)
         print(f"written: {args.json}")
 

@@ -24,6 +24,7 @@ from src.evaluation.evaluate import make_eval_step
 from src.files import write_json
 from src.kernels.convert import use_kernels
 from src.models import create_model
+from src.outputs import add_overwrite, check_outputs, output_files
 from src.runtime.device import use_device
 from src.training.optimizer import create_optimizer
 from src.training.step import TrainStep
@@ -48,7 +49,9 @@ def main():
     parser.add_argument(
         "--json", metavar="PATH", help="also write the figures to this file; -: as the last line of stdout"
     )
+    add_overwrite(parser)
     args = parser.parse_args()
+    check_outputs([] if args.json == "-" else output_files("--json", args.json, ".json"), {}, args.overwrite)
 
     kinds = args.kernels.split(",")
     for kind in kinds:
@@ -69,7 +72,7 @@ def main():
         print(f"{kinds[0]} / {kinds[1]}: {figures['speedup']:.2f} times the images/s")
     if args.json == "-":
         print(json.dumps(figures))
-    elif args.json:
+    elif args.json is not None:
         write_json(figures, args.json)
 
 

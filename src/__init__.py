@@ -23,5 +23,8 @@ if importlib.util.find_spec("mindspore") is None:
 
 # MindSpore reads its log level only at import. Level 4 hides the warnings of its C++ code from the user.
 os.environ.setdefault("GLOG_v", "4")
+# When a compilation fails or is interrupted, MindSpore writes a record for its developers into the folder rank_0 of the
+# working folder. In /dev/null, MindSpore cannot make that folder, and goes on without the record.
+os.environ.setdefault("MS_OM_PATH", os.devnull)
 
 share_libjpeg()

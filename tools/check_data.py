@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from src.config.load import load_config
 from src.errors import ArgumentParser, run
 from src.files import write_json
+from src.outputs import add_overwrite, check_outputs, output_files
 
 IMAGES_AT_ONCE = 256
 LISTED = 20  # lines of each list that are printed; --json has all of them
@@ -63,9 +64,11 @@ def main():
     args = parse()
     config = load_config(args.config, args.overrides)
 
-    from src.data.datasets import load_samples, splits_of
+    from src.data.datasets import inputs_of, load_samples, splits_of
     from src.data.loading import workers_of
 
+    outputs = output_files("--json", args.json, ".json")
+    check_outputs(outputs, {"--config": args.config, **inputs_of(config.data)}, args.overwrite)
     data = config.data.model_copy(update={"on_bad_image": "skip"})  # to find all bad images, not just the first
     report, places_of, looks_of, classes = {"splits": {}}, {}, {}, None
     # A folder without any split is an error, which loading the training split reports.
@@ -92,6 +95,7 @@ def parse():
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="YAML file of settings; only the section `data` is used")
     parser.add_argument("--json", metavar="PATH", help="also write all findings to this file")
+    add_overwrite(parser)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the file's")
     return parser.parse_intermixed_args()
 

@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from src.config.load import make_config
 from src.errors import ArgumentParser, UserError, did_you_mean, run
-from src.files import make_parent, write_json
+from src.files import make_parent, replacing, write_json
+from src.outputs import add_overwrite, check_outputs, output_files
 
 LIMITS = {"max_ms": "ms", "max_params": "params", "max_macs": "macs"}
 
@@ -41,11 +42,12 @@ def main():
     print(f"\n{len(fitting)} of {len(variants)} fit (*)" + (f"; the most accurate: {best['variant']}" if best else ""))
     if unmeasured:
         print(f"not measured, for lack of time (--seconds {args.seconds:g}): {'; '.join(unmeasured)}")
-    if args.json:
+    if args.json is not None:
         content = {"image_size": args.image_size, "limits": limits, "unmeasured": unmeasured, "variants": variants}
         write_json(content, args.json)
-    if args.plot:
-        plot_choice(variants, limits, make_parent(args.plot))
+    if args.plot is not None:
+        with replacing(make_parent(args.plot)) as partial:
+            plot_choice(variants, limits, partial)
 
 
 def parse():
@@ -64,6 +66,7 @@ def parse():
     parser.add_argument("--device", default="auto", help="auto (default), cpu, gpu or ascend")
     parser.add_argument("--json", metavar="PATH", help="also write the figures to this file")
     parser.add_argument("--plot", metavar="PATH", help="also draw top-1 against latency or MACs into this PNG")
+    add_overwrite(parser)
     args = parser.parse_args()
     given = [option for option in (*LIMITS, "seconds", "repeats") if getattr(args, option) is not None]
     for option in given:
@@ -71,8 +74,8 @@ def parse():
             raise UserError(f"--{option.replace('_', '-')} {getattr(args, option):g}: must be above 0")
     if not set(given) & set(LIMITS):
         raise UserError("a limit must be given: --max-ms, --max-params or --max-macs")
-    if args.plot and Path(args.plot).suffix != ".png":
-        raise UserError(f"--plot {args.plot}: must end with .png")
+    outputs = [*output_files("--json", args.json, ".json"), *output_files("--plot", args.plot, ".png")]
+    check_outputs(outputs, {}, args.overwrite)
     return args
 
 

@@ -12,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from src.config.load import load_config, make_config
 from src.errors import ArgumentParser, UserError, run
-from src.files import make_parent, write_json
+from src.files import make_parent, replacing, write_json
+from src.outputs import add_overwrite, check_outputs, output_files
 
 MODEL_ONLY = ("width", "groups", "layout")
 
@@ -39,10 +40,11 @@ def main():
         print_layers(content["layers"])
         print_totals(content)
         rows, title = content["blocks"], f"{content['variant']}, {content['image_size']} pixels"
-    if args.json:
+    if args.json is not None:
         write_json(content, args.json)
-    if args.plot:
-        plot_costs(rows, "variant" if args.all else "block", title, make_parent(args.plot))
+    if args.plot is not None:
+        with replacing(make_parent(args.plot)) as partial:
+            plot_costs(rows, "variant" if args.all else "block", title, partial)
 
 
 def parse():
@@ -58,13 +60,14 @@ def parse():
     parser.add_argument("--classes", type=int, help="outputs (default: 1000)")
     parser.add_argument("--json", metavar="PATH", help="also write all figures to this file")
     parser.add_argument("--plot", metavar="PATH", help="also draw MACs, parameters and bytes per block into this PNG")
+    add_overwrite(parser)
     args = parser.parse_args()
     if not args.model:
         for key in (*MODEL_ONLY, *(("image_size", "classes") if args.config else ())):
             if getattr(args, key) is not None:
                 raise UserError(f"--{key.replace('_', '-')}: cannot be used with {'--all' if args.all else '--config'}")
-    if args.plot and Path(args.plot).suffix != ".png":
-        raise UserError(f"--plot {args.plot}: must end with .png")
+    outputs = [*output_files("--json", args.json, ".json"), *output_files("--plot", args.plot, ".png")]
+    check_outputs(outputs, {"--config": args.config}, args.overwrite)
     return args
 
 

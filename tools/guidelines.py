@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from src.config.load import make_config
 from src.errors import ArgumentParser, UserError, run
-from src.files import make_parent, write_json
+from src.files import make_parent, replacing, write_json
+from src.outputs import add_overwrite, check_outputs, output_files
 
 TITLES = {
     "G1": "input to output channels",
@@ -53,10 +54,11 @@ def main():
                 f"{line['line']:<{width}}  {line['macs']:>11,}  {line['ms']:>7.2f}  {line['images_per_second']:>8.1f}"
                 f"  {line['relative']:>8.2f}  {line['paper_relative']:>11.2f}"
             )
-    if args.json:
+    if args.json is not None:
         write_json({"image_size": args.image_size, "repeats": args.repeats, "lines": lines}, args.json)
-    if args.plot:
-        plot_guidelines(lines, TITLES, make_parent(args.plot))
+    if args.plot is not None:
+        with replacing(make_parent(args.plot)) as partial:
+            plot_guidelines(lines, TITLES, partial)
 
 
 def parse():
@@ -69,12 +71,13 @@ def parse():
     parser.add_argument("--device", default="auto", help="auto (default), cpu, gpu or ascend")
     parser.add_argument("--json", metavar="PATH", help="also write the figures to this file")
     parser.add_argument("--plot", metavar="PATH", help="also draw the relative speeds into this PNG")
+    add_overwrite(parser)
     args = parser.parse_args()
     for option, least in (("channels", 8), ("image_size", 1), ("repeats", 1)):
         if getattr(args, option) < least:
             raise UserError(f"--{option.replace('_', '-')} {getattr(args, option)}: must be at least {least}")
-    if args.plot and Path(args.plot).suffix != ".png":
-        raise UserError(f"--plot {args.plot}: must end with .png")
+    outputs = [*output_files("--json", args.json, ".json"), *output_files("--plot", args.plot, ".png")]
+    check_outputs(outputs, {}, args.overwrite)
     return args
 
 

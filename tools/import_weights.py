@@ -10,6 +10,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from src.config.load import make_config
 from src.errors import ArgumentParser, UserError, run
+from src.files import make_parent
+from src.outputs import add_overwrite, check_outputs, output_files
 
 
 def main():
@@ -30,7 +32,7 @@ def main():
         raise UserError(f"--classes {args.classes}: is not the number of outputs of {args.source}")
     config.model.norm_epsilon, config.model.padding = imported.norm_epsilon, imported.padding
     names = [str(i) for i in range(args.classes)]
-    save_checkpoint(args.output, classifier.parameters_dict(), config, names, epoch=0, best=None)
+    save_checkpoint(make_parent(args.output), classifier.parameters_dict(), config, names, epoch=0, best=None)
     print(
         f"{args.output}: {args.model} {args.width}x with {args.classes} outputs, all weights from {imported.origin()}"
     )
@@ -50,11 +52,9 @@ def parse():
     parser.add_argument("--norm-epsilon", type=float, help="epsilon of BatchNorm, if it is not the source's default")
     parser.add_argument("--padding", help="symmetric or same, if it is not the source's default")
     parser.add_argument("--output", required=True, metavar="PATH", help="the checkpoint to write, a .ckpt")
+    add_overwrite(parser)
     args = parser.parse_args()
-    if Path(args.output).suffix != ".ckpt":
-        raise UserError(f"--output {args.output}: must end with .ckpt")
-    if Path(args.output).exists():
-        raise UserError(f"--output {args.output}: exists already")
+    check_outputs(output_files("--output", args.output, ".ckpt"), {"SOURCE": args.source}, args.overwrite)
     return args
 
 

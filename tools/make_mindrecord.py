@@ -6,16 +6,15 @@ a data set. The settings `data.name: mindrecord` and `data.root: OUT` read the p
 
 import argparse
 import io
-import os
 import sys
-import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from src.config.load import load_config, make_config
 from src.errors import ArgumentParser, UserError, run
-from src.files import write_json
+from src.files import making_folder, write_json
+from src.outputs import Output, check_outputs
 
 QUALITY = 95  # of the JPEGs that --short-side writes
 
@@ -26,12 +25,12 @@ def main():
     if data.name == "mindrecord":
         raise UserError(f"{args.source}: is packed already")
 
-    from src.data.datasets import load_samples, splits_of
+    from src.data.datasets import inputs_of, load_samples, splits_of
     from src.data.mindrecord import DESCRIPTION, FORMAT
 
     out = Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as partial:
+    check_outputs([Output("OUT", out, is_folder=True)], inputs_of(data))
+    with making_folder(out) as partial:
         description = {"format": FORMAT, "classes": None, "splits": {}}
         for split in splits_of(data):
             samples = load_samples(data, split, description["classes"])
@@ -40,10 +39,7 @@ def main():
             description["splits"][split] = pack(partial, split, samples, args.short_side, shards, data)
         if "train" not in description["splits"]:
             raise UserError(f"{args.source}: has no training images")
-        write_json(description, Path(partial) / DESCRIPTION)
-        os.chmod(partial, 0o755)
-        os.replace(partial, out)
-        os.mkdir(partial)  # TemporaryDirectory needs a folder to remove
+        write_json(description, partial / DESCRIPTION)
     print(f"written: {out}; use it with data.name=mindrecord data.root={out}")
 
 
@@ -61,8 +57,6 @@ def parse():
         raise UserError(f"--shards {args.shards}: must be from 1 to 1000")
     if args.short_side is not None and args.short_side < 8:
         raise UserError(f"--short-side {args.short_side}: must be at least 8")
-    if Path(args.out).exists():
-        raise UserError(f"{args.out}: exists already")
     return args
 
 

@@ -11,7 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from src.config.load import load_config
 from src.errors import ArgumentParser, UserError, run
-from src.files import make_parent
+from src.files import make_parent, replacing
+from src.outputs import add_overwrite, check_outputs, output_files
 
 ROWS = 20  # the table has about this many rows at most
 
@@ -27,8 +28,9 @@ def main():
         steps = args.steps_per_epoch or steps_of_data(config, args.ranks)
         schedules[path] = steps, learning_rates(config, steps, args.ranks)
     print_table(schedules)
-    if args.output:
-        plot(schedules, make_parent(args.output))
+    if args.output is not None:
+        with replacing(make_parent(args.output)) as partial:
+            plot(schedules, partial)
 
 
 def parse():
@@ -41,14 +43,15 @@ def parse():
     )
     parser.add_argument("--ranks", type=int, default=1, help="devices that train together (default: 1)")
     parser.add_argument("--output", metavar="PATH", help="draw the schedules into this PNG")
+    add_overwrite(parser)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the files'")
     args = parser.parse_intermixed_args()
     for option in ("steps_per_epoch", "ranks"):
         value = getattr(args, option)
         if value is not None and value < 1:
             raise UserError(f"--{option.replace('_', '-')} {value}: must be at least 1")
-    if args.output and Path(args.output).suffix != ".png":
-        raise UserError(f"--output {args.output}: must end with .png")
+    configs = {f"--config {path}": path for path in args.config}
+    check_outputs(output_files("--output", args.output, ".png"), configs, args.overwrite)
     return args
 
 
@@ -92,7 +95,7 @@ def plot(schedules, path):
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, format="png")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from src.errors import ArgumentParser, UserError, run
 from src.files import PARTIAL
+from src.outputs import located, refuse_place
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 META, LABELS = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"  # in a folder of DEVKIT
@@ -37,6 +38,7 @@ MAX_LABEL_BYTES = 2**26  # a larger file in DEVKIT is not the official one
 def main():
     args = parse()
     archives, out = Path(args.archives), Path(args.out)
+    refuse_place(f"OUT {out}", located(out / "train"))
     missing = [name for name in (TRAIN, VAL, DEVKIT) if not (archives / name).is_file()]
     if missing:
         raise UserError(f"{archives}: has no {missing[0]}; download it from image-net.org (after a registration)")

@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from src.config.schema import SPLITS
 from src.errors import ArgumentParser, UserError, run
 from src.files import make_parent, write_text
+from src.outputs import add_overwrite, check_outputs, output_files
 
 
 def main():
@@ -31,6 +32,7 @@ def parse():
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="run folders of train.py, finished or not")
     parser.add_argument("--output", default="report.html", metavar="PATH", help="default: report.html")
+    add_overwrite(parser)
     parser.add_argument(
         "--split", choices=SPLITS, help="which images to evaluate (default: what training evaluated on)"
     )
@@ -41,8 +43,7 @@ def parse():
     args = parser.parse_intermixed_args()
     if args.mistakes < 0:
         raise UserError(f"--mistakes {args.mistakes}: must be at least 0")
-    if Path(args.output).suffix != ".html":
-        raise UserError(f"--output {args.output}: must end with .html")
+    check_outputs(output_files("--output", args.output, ".html"), {}, args.overwrite)
     if all(map(is_override, args.runs)):
         raise UserError(f"no run folder is given, only {args.runs[0]}")
     return args

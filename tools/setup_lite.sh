@@ -20,6 +20,10 @@ if [ -x "$folder/bin/python" ] && "$folder/bin/python" -c 'import mindspore_lite
   echo "MindSpore Lite is already installed: $folder"
   exit 0
 fi
+if [ -e "$folder" ] && [ ! -f "$folder/pyvenv.cfg" ]; then
+  echo "error: $folder: is not a virtual environment, and is not replaced; move it away" >&2
+  exit 2
+fi
 rm -rf "$folder"
 "$python" -m venv "$folder"
 "$folder/bin/pip" install -q --disable-pip-version-check mindspore-lite==2.0.0 "numpy<1.22"

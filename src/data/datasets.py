@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Callable, Optional
 
 import numpy as np
 
-from src.config.schema import DataConfig, listed
+from src.config.schema import SPLITS, DataConfig, listed
 from src.data.arrays import array_splits, load_cifar, load_digits, load_fashion_mnist, load_mnist
 from src.data.download import SOURCES, download
 from src.data.folders import csv_splits, folder_splits, load_csv, load_image_folder, load_imagenet, shortened
@@ -78,6 +79,20 @@ def resolve_data(data: DataConfig) -> None:
 def splits_of(data: DataConfig) -> tuple[str, ...]:
     """Return which of SPLITS the data set of the config's section `data` has."""
     return DATASETS[data.name].splits(data)
+
+
+def inputs_of(data: DataConfig) -> dict[str, Path]:
+    """Return the tables and the folders of the data set's images, which no output may touch, by their names in errors.
+
+    The images that a table names are not among them.
+    """
+    dataset = DATASETS[data.name]
+    if not dataset.has_files:
+        return {"data.root": root_of(data)} if data.name == "mindrecord" else {}
+    if data.name != "csv" and data.val_fraction is not None:
+        return {"data.root": root_of(data)}
+    ending = ".csv" if data.name == "csv" else ""
+    return {f"data.root, {split}": root_of(data) / f"{split}{ending}" for split in SPLITS}
 
 
 def mindrecord_splits(data: DataConfig) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from src.deploy.quantize import quantize_onnx, write_lite_calibration
 from src.deploy.runtimes.lite import Lite, find_lite, need_lite
 from src.deploy.verify import verify
 from src.errors import UserError
+from src.files import publish
 from src.models.classifier import Classifier
 from src.weights.checkpoint import OpenCheckpoint
 
@@ -93,11 +94,10 @@ def export(
         description = describe(checkpoint, config, written, graph.input, graph.output, options, verification)
         sidecar = Path(folder) / "model.json"
         write_description(description, sidecar)
-        os.chmod(written, 0o644)  # MindSpore makes its files read-only
-        os.replace(written, output)
-        os.replace(sidecar, f"{output}.json")
-    if golden_image is not None:
-        write_golden(golden_image, output)
+        names = {written: output, sidecar: Path(f"{output}.json")}
+        if golden_image is not None:
+            names |= write_golden(golden_image, written, output)
+        publish(names)
     return description
 
 

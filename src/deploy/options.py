@@ -7,6 +7,7 @@ from typing import Optional
 
 from src.deploy.description import FORMATS
 from src.errors import UserError
+from src.outputs import Output
 
 INPUTS = ("image", "tensor")
 PRECISIONS = ("float32", "float16", "int8")
@@ -93,6 +94,17 @@ def options_of(args: Namespace) -> Options:
         min_images=args.min_images,
         lite_python=args.lite_python,
     )
+
+
+def outputs_of(args: Namespace) -> list[Output]:
+    """Return the files that `export` may write for export.py's arguments."""
+    endings = ["", ".json"]
+    if args.golden is not None:
+        endings += [f".golden.{ending}" for ending in ("json", "jpg", "png", "ppm", "pgm")]
+    outputs = [Output("--output", f"{args.output}{ending}") for ending in endings]
+    if args.precision == "int8" and Path(args.output).suffix == ".ms":
+        outputs.append(Output("--output", f"{args.output}.int8", is_folder=True))
+    return outputs
 
 
 def check_images(count: int, least: int) -> None:

@@ -1,6 +1,7 @@
 """The output of eval.py: the metrics of a split, or predictions for the user's images."""
 
 import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional, Union
@@ -14,7 +15,7 @@ from src.data.samples import Samples
 from src.errors import UserError
 from src.evaluation.evaluate import Evaluation, Step, predict, softmax
 from src.figures import plot_confusion, plot_contact_sheet
-from src.files import make_parent, write_json
+from src.files import make_parent, replacing
 
 SHEET_IMAGES = 64  # largest number of images on a contact sheet
 
@@ -40,8 +41,10 @@ def write_evaluation(result: Evaluation, classes: list[str], path: Union[str, Pa
         "per_class": result.per_class(classes),
         "confusion": result.confusion.tolist(),
     }
-    write_json(content, path)
-    plot_confusion(result.confusion, classes, Path(path).with_suffix(".png"))
+    path = make_parent(path)
+    with replacing(path) as table, replacing(path.with_suffix(".png")) as picture:
+        table.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        plot_confusion(result.confusion, classes, picture)
 
 
 def find_images(path: Union[str, Path]) -> list[str]:
@@ -98,10 +101,11 @@ def write_predictions(
     """
     path = make_parent(path)
     best = probabilities.argmax(1)
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", "class", "probability", *(f"p({name})" for name in classes)])
-        for name, label, row in zip(files, best, probabilities):
-            writer.writerow([name, classes[label], f"{row[label]:.6f}", *(f"{value:.6f}" for value in row)])
     captions = [f"{classes[label]} {row[label]:.0%}" for label, row in zip(best, probabilities)]
-    plot_contact_sheet(seen, captions[: len(seen)], path.with_suffix(".png"))
+    with replacing(path) as table, replacing(path.with_suffix(".png")) as picture:
+        with open(table, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["image", "class", "probability", *(f"p({name})" for name in classes)])
+            for name, label, row in zip(files, best, probabilities):
+                writer.writerow([name, classes[label], f"{row[label]:.6f}", *(f"{value:.6f}" for value in row)])
+        plot_contact_sheet(seen, captions[: len(seen)], picture)
