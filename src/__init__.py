@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+import warnings
 
 from src.data.libjpeg import share_libjpeg
 
@@ -23,5 +24,9 @@ if importlib.util.find_spec("mindspore") is None:
 
 # MindSpore reads its log level only at import. Level 4 hides the warnings of its C++ code from the user.
 os.environ.setdefault("GLOG_v", "4")
+# matplotlib cannot be imported if MPLBACKEND has a value that it does not know. Our figures need no display.
+os.environ["MPLBACKEND"] = "agg"
+# Pillow warns of photos above 89 million pixels, and refuses above twice as many. The refusal is an error of ours.
+warnings.filterwarnings("ignore", "Image size .* exceeds limit of .* pixels, could be decompression bomb")
 
 share_libjpeg()

@@ -98,7 +98,7 @@ def write_predictions(
     """
     path = make_parent(path)
     best = probabilities.argmax(1)
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "class", "probability", *(f"p({name})" for name in classes)])
         for name, label, row in zip(files, best, probabilities):
