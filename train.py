@@ -8,6 +8,7 @@ from typing import Any, Optional
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
 
+from src.arguments import existing
 from src.config.load import load_config, make_config
 from src.config.schema import MINDCV, Config
 from src.config.yaml_text import parse_yaml
@@ -44,7 +45,9 @@ def main() -> None:
 def parse() -> Namespace:
     """Return the command-line arguments."""
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--config", help="YAML file of settings; src/config/schema.py lists every setting")
+    parser.add_argument(
+        "--config", type=existing, help="YAML file of settings; src/config/schema.py lists every setting"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the run that run.dir already holds")
     parser.add_argument(
         "--resume",

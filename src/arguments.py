@@ -1,5 +1,6 @@
 """The types of command-line options: their limits are checked before MindSpore is imported."""
 
+import os
 from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import Callable, TypeVar
@@ -39,16 +40,17 @@ def limited(kind: Callable[[str], Number], allows: Callable[[Number], bool], exp
 
 def existing(text: str) -> str:
     """Return the path of a file or a folder, which must exist."""
-    if not Path(text).exists():
-        raise ArgumentTypeError(f"{text}: no such file or folder")
+    try:
+        os.stat(text)
+    except FileNotFoundError:
+        raise ArgumentTypeError(f"{text}: no such file or folder") from None
+    except OSError as error:
+        raise ArgumentTypeError(f"{text}: {error.strerror}") from None
     return text
 
 
 def existing_file(text: str) -> str:
-    """Return the path of a file, which must exist."""
-    path = Path(text)
-    if path.is_dir():
-        raise ArgumentTypeError(f"{text}: is a folder; give a file in it")
-    if not path.exists():
-        raise ArgumentTypeError(f"{text}: no such file")
+    """Return the path of a file, which must exist; a folder or a pipe is refused."""
+    if not Path(existing(text)).is_file():
+        raise ArgumentTypeError(f"{text}: is not a file")
     return text

@@ -3,7 +3,6 @@
 import argparse
 import difflib
 import io
-import itertools
 import re
 import signal
 import sys
@@ -30,7 +29,7 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         # A mistyped option comes first, because it causes other errors: the option that is meant counts as missing.
         known = self._option_string_actions
-        for word in itertools.takewhile(lambda word: word != "--", sys.argv[1:]):
+        for word in sys.argv[1:]:
             name = word.partition("=")[0]
             if OPTION.fullmatch(name) and not any(option.startswith(name) for option in known):
                 message = f"{name}: is not an option{did_you_mean(name, known)}"
@@ -64,7 +63,7 @@ def run(main: Callable[[], Result]) -> Result:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Names of classes and files may have letters that the encoding of the terminal does not have.
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         return main()

@@ -187,7 +187,7 @@ def test_answers_before_work_starts_import_nothing_slow(name, arguments, code):
         ("cost", ["--model", "ghostnet", "--all"], "--all: not allowed with argument --model"),
         ("cost", ["--config", CONFIG, "--width", "1.0"], "--width: cannot be used with --config"),
         ("cost", ["--all", "--groups", "3"], "--groups: cannot be used with --all"),
-        ("cost", ["--config", "nowhere.yaml"], "nowhere.yaml: No such file"),
+        ("cost", ["--config", "nowhere.yaml"], "--config: nowhere.yaml: no such file"),
         (
             "cost",
             ["--model", "ghostnet", "--image-size", "0"],

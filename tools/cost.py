@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.arguments import above_zero, whole
+from src.arguments import above_zero, existing, whole
 from src.config.load import load_config, make_config
 from src.config.schema import MOST_CLASSES
 from src.errors import ArgumentParser, UserError, run
@@ -51,7 +51,12 @@ def parse():
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument("--model", help="a network, such as shufflenet_v2")
-    chosen.add_argument("--config", metavar="PATH", help="a config file: its network, image size, channels and classes")
+    chosen.add_argument(
+        "--config",
+        type=existing,
+        metavar="PATH",
+        help="a config file: its network, image size, channels and classes",
+    )
     chosen.add_argument("--all", action="store_true", help="count every variant of every network, totals only")
     parser.add_argument("--width", type=above_zero(100), help="width multiplier (default: 1.0)")
     parser.add_argument(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.arguments import whole
+from src.arguments import existing, whole
 from src.config.load import load_config
 from src.errors import ArgumentParser, UserError, did_you_mean, run
 
@@ -52,7 +52,12 @@ def main():
 def parse():
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--config", required=True, action="append", metavar="PATH", help="YAML file of settings; may be repeated"
+        "--config",
+        type=existing,
+        required=True,
+        action="append",
+        metavar="PATH",
+        help="YAML file of settings; may be repeated",
     )
     parser.add_argument("--device", default="ascend910", help=f"{', '.join(DEVICES)} (default: ascend910)")
     parser.add_argument(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.arguments import whole
+from src.arguments import existing, whole
 from src.config.load import load_config
 from src.errors import ArgumentParser, UserError, run
 from src.files import make_parent
@@ -50,7 +50,7 @@ def main():
 
 def parse():
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="YAML file of settings")
+    parser.add_argument("--config", type=existing, required=True, help="YAML file of settings")
     parser.add_argument("--output", default="batch.png", metavar="PATH", help="the PNG to write (default: batch.png)")
     parser.add_argument(
         "--images", type=whole(1, 256), default=32, help="largest number of images from each split (default: 32)"

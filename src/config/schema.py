@@ -165,8 +165,11 @@ class DataConfig(Section):
                 setattr(self, key, values)
             if len(values) != self.channels:
                 raise ValueError(f"{key}: {values} has {len(values)} numbers, but data.channels is {self.channels}")
-        if self.std is not None and min(self.std) <= 0:
-            raise ValueError(f"std: {self.std} must be greater than 0")
+        # Smaller and larger numbers have no reciprocal or no square in float32.
+        if self.mean is not None and max(map(abs, self.mean)) > 1e6:
+            raise ValueError(f"mean: {self.mean} must be from -1e6 to 1e6")
+        if self.std is not None and not 1e-6 <= min(self.std) <= max(self.std) <= 1e6:
+            raise ValueError(f"std: {self.std} must be greater than 0, from 1e-6 to 1e6")
         return self
 
 

@@ -55,12 +55,9 @@ def load_folders(
     """
     folder = split_folder(data, split)
     found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
-    names = [class_names.get(name, name) for name in found]
+    names = [class_names.get(name, name) for name in (name_of(folder, entry) for entry in found)]
     if not found:
         raise UserError(f"data.root: {folder} has no class folders; make a folder of images for each class")
-    for name in found:
-        if name != name.encode("utf-8", "replace").decode():
-            raise UserError(f"{folder}: has a class folder whose name is not UTF-8: {os.fsencode(name)!r}; rename it")
     known = names if classes is None else list(classes)
     listing = list_files(folder, found)
     held = None if data.val_fraction is None else held_out(data, folder, listing)
@@ -82,6 +79,16 @@ def load_folders(
     notes = [f"{folder}: ignored files, hidden or not images: {ignored:,}"] if ignored else []
     notes += listing.notes
     return check_samples(data, split, samples, folder, notes)
+
+
+def name_of(folder: Path, entry: str) -> str:
+    """Return the name of a class folder as UTF-8 text, whatever the encoding of this process is."""
+    try:
+        return os.fsencode(entry).decode("utf-8")
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{folder}: has a class folder whose name is not UTF-8 (found {os.fsencode(entry)!r}); rename it"
+        ) from None
 
 
 def folder_splits(data: DataConfig) -> tuple[str, ...]:
