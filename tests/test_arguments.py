@@ -111,8 +111,13 @@ def test_a_mistake_names_the_option(monkeypatch, module, arguments, said):
         ("{}", 'run.dir="a\\0b"', 'run.dir="a\\0b"', "is not valid YAML: the text has the character NUL"),
         ('run: {dir: "a\\0b"}', "train.epochs=2", "c.yaml", "is not valid YAML: the text has the character NUL"),
         ("{}", "train.batch_size=20000", "command line", "train.batch_size: 20000 must be less than or equal to 16384"),
-        ("{}", "data.mean=[1e300,0.0,0.0]", "command line", "data.mean: [1e+300, 0.0, 0.0] must be from -1e6 to 1e6"),
-        ("{}", "data.std=[1e-300,1.0,1.0]", "command line", "data.std: [1e-300, 1.0, 1.0] must be greater than 0"),
+        ("{}", "data.mean=[1e9,0.0,0.0]", "command line", "data.mean: [1000000000.0, 0.0, 0.0] must be from -1e6"),
+        ("{}", "data.std=[1e-9,1.0,1.0]", "command line", "data.std: [1e-09, 1.0, 1.0] must be greater than 0"),
+        ("{}", "train.clip_norm=1e300", "command line", "train.clip_norm: 1e+300 must be 0, or from 1e-30 to 1e30"),
+        ("{}", "model.norm_epsilon=1e-300", "command line", "model.norm_epsilon: 1e-300 must be 0, or from 1e-30"),
+        ("{}", "augment.ratio=[0.5,1e9]", "command line", "augment.ratio: [0.5, 1000000000.0] must be two numbers"),
+        ("{}", f"train.recalibrate={10**30}", "command line", f"train.recalibrate: {10**30} is not auto, or a number"),
+        ("{}", "augment.repeats=1000000000", "command line", "augment.repeats: 1000000000 must be less than"),
     ],
 )
 def test_an_error_of_a_setting_names_its_origin(tmp_path, monkeypatch, text, override, origin, said):

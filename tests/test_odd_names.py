@@ -142,8 +142,8 @@ def test_odd_cells_of_a_table_are_named(tmp_path, path, label, said):
 
 def test_equal_numbers_have_one_order():
     names = ["7", "07", "10", "9", "x", "007"]
-    assert sorted(names, key=number_or_text) == sorted(names[::-1], key=number_or_text)
-    assert sorted(names, key=number_or_text) == ["007", "07", "7", "9", "10", "x"]
+    for order in (names, names[::-1]):
+        assert sorted(order, key=number_or_text) == ["007", "07", "7", "9", "10", "x"]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP"])

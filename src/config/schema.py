@@ -78,6 +78,15 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
+    @field_validator("*")
+    @classmethod
+    def fits_float32(cls, value: Any) -> Any:
+        """Refuse numbers that are infinite, or have no reciprocal, in the float32 in which networks compute."""
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and number and not 1e-30 <= abs(number) <= 1e30:
+                raise ValueError(f"{number} must be 0, or from 1e-30 to 1e30 without its sign")
+        return value
+
 
 class ModelConfig(Section):
     name: str = "shufflenet_v2"  # a network of src/models; or mindcv/NAME: a network of mindcv, for comparison
@@ -165,7 +174,7 @@ class DataConfig(Section):
                 setattr(self, key, values)
             if len(values) != self.channels:
                 raise ValueError(f"{key}: {values} has {len(values)} numbers, but data.channels is {self.channels}")
-        # Smaller and larger numbers have no reciprocal or no square in float32.
+        # Pixels that are normalised with other numbers have no squares in float32, or are all equal.
         if self.mean is not None and max(map(abs, self.mean)) > 1e6:
             raise ValueError(f"mean: {self.mean} must be from -1e6 to 1e6")
         if self.std is not None and not 1e-6 <= min(self.std) <= max(self.std) <= 1e6:
@@ -220,11 +229,10 @@ class AugmentConfig(Section):
     def resolve(self) -> "AugmentConfig":
         resolve_own_keys(self, "crop", self.crop, CROPS)
         resolve_own_keys(self, "auto", self.auto, AUTO_AUGMENTATIONS)
-        for key, bound in (("scale", 1.0), ("ratio", None)):
+        for key, bound in (("scale", 1.0), ("ratio", 100.0)):
             values = getattr(self, key)
-            if values and (len(values) != 2 or not 0 < values[0] <= values[1] or (bound and values[1] > bound)):
-                limit = f", at most {bound}" if bound else ""
-                raise ValueError(f"{key}: {values} must be two numbers above 0 in ascending order{limit}")
+            if values and (len(values) != 2 or not 0 < values[0] <= values[1] or values[1] > bound):
+                raise ValueError(f"{key}: {values} must be two numbers above 0 in ascending order, at most {bound}")
         return self
 
 
@@ -253,8 +261,10 @@ class TrainConfig(Section):
     @field_validator("recalibrate", mode="before")
     @classmethod
     def known_batches(cls, batches: object) -> object:
-        if batches != "auto" and (not isinstance(batches, int) or isinstance(batches, bool) or batches < 0):
-            raise ValueError(f"{batches!r} is not auto, or a number of batches (at least 0)")
+        if batches != "auto" and (
+            not isinstance(batches, int) or isinstance(batches, bool) or not 0 <= batches <= 10**9
+        ):
+            raise ValueError(f"{batches!r} is not auto, or a number of batches (0 to 1e9)")
         return batches
 
     @model_validator(mode="after")
