@@ -1,9 +1,13 @@
 """Evaluate a checkpoint or an exported file: python eval.py --checkpoint runs/quickstart/best.ckpt [--images PATH]"""
 
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+
+from src.arguments import existing, existing_file
 from src.config.schema import SPLITS
 from src.errors import ArgumentParser, UserError, run
 from src.outputs import Output, add_overwrite, check_outputs, images_named, output_files
@@ -32,7 +36,10 @@ def main() -> None:
 def parse() -> Namespace:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--checkpoint", required=True, help="a .ckpt from train.py, or a .mindir, .onnx or .ms from export.py"
+        "--checkpoint",
+        required=True,
+        type=existing_file,
+        help="a .ckpt from train.py, or a .mindir, .onnx or .ms from export.py",
     )
     parser.add_argument(
         "--split", choices=SPLITS, help="the split to evaluate (default: the split that training evaluated)"
@@ -40,7 +47,12 @@ def parse() -> Namespace:
     parser.add_argument(
         "--json", metavar="PATH", help="also write the metrics to this JSON file, and the confusion matrix as PNG"
     )
-    parser.add_argument("--images", metavar="FILE_OR_FOLDER", help="predict these images instead of evaluating a split")
+    parser.add_argument(
+        "--images",
+        type=existing,
+        metavar="FILE_OR_FOLDER",
+        help="predict these images instead of evaluating a split",
+    )
     parser.add_argument(
         "--csv",
         metavar="PATH",

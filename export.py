@@ -1,9 +1,14 @@
 """Export a checkpoint for a device: python export.py --checkpoint runs/quickstart/best.ckpt --output digits.mindir"""
 
+import sys
 from argparse import Namespace
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+
+from src.arguments import existing_file, number, whole
 from src.config.schema import Config
 from src.deploy.description import FORMATS, Description, Split
 from src.deploy.options import INPUTS, PRECISIONS, options_of, outputs_of
@@ -50,11 +55,13 @@ def main() -> None:
 def parse() -> Namespace:
     """Return the command line's arguments."""
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", required=True, help="best.ckpt or last.ckpt from train.py")
+    parser.add_argument("--checkpoint", required=True, type=existing_file, help="best.ckpt or last.ckpt from train.py")
     parser.add_argument("--format", choices=FORMATS, help="default: the extension of --output")
     parser.add_argument("--output", required=True, metavar="PATH", help="the file to write; PATH.json describes it")
     add_overwrite(parser)
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="batch size, fixed in the file (default: 1)")
+    parser.add_argument(
+        "--batch", type=whole(1, 256), default=1, metavar="N", help="batch size, fixed in the file (default: 1)"
+    )
     parser.add_argument(
         "--input",
         choices=INPUTS,
@@ -70,30 +77,32 @@ def parse() -> Namespace:
     )
     parser.add_argument(
         "--calibration",
-        type=int,
+        type=whole(1, 10_000),
         metavar="N",
         help="int8: measure the ranges of activations on N training images (default: 256)",
     )
     parser.add_argument(
         "--max-drop",
-        type=float,
+        type=number(0, 100),
         metavar="POINTS",
         help="float16, int8: percentage points of top-1 that may be lost (default: 1)",
     )
     parser.add_argument(
         "--min-agreement",
-        type=float,
+        type=number(0, 100),
         metavar="PERCENT",
         help="float16, int8: percent of the images that must keep the checkpoint's top-1 class (default: 98)",
     )
-    parser.add_argument("--min-images", type=int, metavar="N", help="int8: verify on at least N images (default: 200)")
+    parser.add_argument(
+        "--min-images", type=whole(1, 10_000_000), metavar="N", help="int8: verify on at least N images (default: 200)"
+    )
     parser.add_argument(
         "--mindir-version", type=int, choices=(1, 3), help="mindir: version 1 (default) loads in more runtimes"
     )
     parser.add_argument("--lite-python", metavar="PATH", help="path of a Python that has MindSpore Lite")
     parser.add_argument(
         "--verify",
-        type=int,
+        type=whole(1, 10_000_000),
         default=1000,
         metavar="N",
         help="verify on N images, evenly spread over the split that training evaluated, val or else test "
@@ -101,6 +110,7 @@ def parse() -> Namespace:
     )
     parser.add_argument(
         "--golden",
+        type=existing_file,
         metavar="IMAGE",
         help="also write PATH.golden.json: the pixels and probabilities that an application must find for this JPEG or "
         "PNG",

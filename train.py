@@ -1,12 +1,16 @@
 """Train a network: python train.py --config configs/quickstart.yaml [section.key=value …]"""
 
 import os
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any, Optional
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+
+from src.arguments import existing
 from src.config.load import load_config, make_config
-from src.config.schema import Config
+from src.config.schema import MINDCV, Config
 from src.config.yaml_text import parse_yaml
 from src.errors import ArgumentParser, UserError, run
 
@@ -44,7 +48,9 @@ def main() -> None:
 def parse() -> Namespace:
     """Return the command-line arguments."""
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--config", help="YAML file of settings; src/config/schema.py lists every setting")
+    parser.add_argument(
+        "--config", type=existing, help="YAML file of settings; src/config/schema.py lists every setting"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the run that run.dir already holds")
     parser.add_argument(
         "--resume",
@@ -110,6 +116,8 @@ def train(config: Config, folder: Any, resumed: Any, ranks: Any) -> None:
     from src.training.step import TrainStep
     from src.training.trainer import Trainer
 
+    check_files(config, resumed)
+
     # Training images are shuffled and augmented; each stage of progressive resizing has its loader. For evaluation,
     # every image comes once and in order.
     train_samples = load_samples(config.data, "train")
@@ -140,7 +148,7 @@ def train(config: Config, folder: Any, resumed: Any, ranks: Any) -> None:
         folder.open_events(trainer.state.epoch * rates.shape[1])
     if not resumed:
         trainer.save()  # so a run that has anything else also has a state to resume from
-    for note in (*train_samples.notes, *test_samples.notes):
+    for note in dict.fromkeys((*train_samples.notes, *test_samples.notes)):
         print(f"note: {note}")
     print(
         f"{config.model.name} {config.model.width}x: {network.params:,} parameters, {network.macs / 1e6:.1f} M MACs at "
@@ -160,6 +168,22 @@ def train(config: Config, folder: Any, resumed: Any, ranks: Any) -> None:
     if ranks.is_first:
         folder.finish(trainer.state, summary, classes)
     print_summary(summary, folder.path)
+
+
+def check_files(config: Config, resumed: Any) -> None:
+    """Raise a `UserError` if a file of weights that the config names is missing.
+
+    It comes before the images are listed, which can take minutes. A `resumed` run has the weights of its network.
+    """
+    teacher = config.distill.teacher
+    paths = {
+        "model.pretrained": None if resumed else config.model.pretrained,
+        "distill.teacher": None if teacher is None or teacher.startswith(MINDCV) else teacher,
+        "distill.pretrained": config.distill.pretrained,
+    }
+    for key, path in paths.items():
+        if path is not None and not Path(path).is_file():
+            raise UserError(f"{key}: {path}: no such file")
 
 
 def class_names(config: Config, names: list[str]) -> list[str]:

@@ -30,6 +30,7 @@ from mindspore.dataset import ImageFolderDataset, vision
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
+from src.arguments import whole
 from src.config.load import make_config
 from src.data.datasets import load_samples
 from src.data.loading import Loader, eval_loader, train_loader
@@ -79,10 +80,13 @@ CASES = {
 def main():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--images", type=int, default=2048, help="number of files; the arrays are 8 times as many (default: 2048)"
+        "--images",
+        type=whole(2, 1_000_000),
+        default=2048,
+        help="number of files; the arrays are 8 times as many (default: 2048)",
     )
-    parser.add_argument("--rounds", type=int, default=5, help="timed epochs of each case (default: 5)")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=whole(1, 10_000), default=5, help="timed epochs of each case (default: 5)")
+    parser.add_argument("--batch", type=whole(2, 16_384), default=64)
     parser.add_argument(
         "--workers", default=str(min(os.cpu_count() or 1, 8)), help="such as 1,2 (default: one per core, at most 8)"
     )
@@ -92,8 +96,8 @@ def main():
     add_overwrite(parser)
     args = parser.parse_args()
     check_outputs(output_files("--json", args.json, ".json"), {}, args.overwrite)
-    if not 2 <= args.batch <= args.images or args.rounds < 1:
-        raise UserError("--batch must be at least 2, --images at least --batch, and --rounds at least 1")
+    if args.batch > args.images:
+        raise UserError(f"--batch: must be at most --images (found {args.batch}, expected at most {args.images})")
 
     figures = {"mindspore": ms.__version__, "cores": os.cpu_count(), "batch": args.batch, "images": args.images}
     with tempfile.TemporaryDirectory() as folder:

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import mindspore as ms
 import numpy as np
 
+from src.arguments import whole
 from src.config.load import make_config
 from src.deploy.export import Deployed
 from src.deploy.graph.mindir import read_mindir, write_mindir
@@ -54,8 +55,8 @@ def main():
         "networks", nargs="*", metavar="NAME:WIDTH", help="default: all networks and widths that mindcv has too"
     )
     parser.add_argument("--input", choices=INPUTS, default="image", help="input of both files, as in export.py")
-    parser.add_argument("--threads", type=int, default=1, help="threads of MindSpore Lite (default: 1)")
-    parser.add_argument("--rounds", type=int, default=20, help="rounds of four timed runs (default: 20)")
+    parser.add_argument("--threads", type=whole(1, 1024), default=1, help="threads of MindSpore Lite (default: 1)")
+    parser.add_argument("--rounds", type=whole(1, 10_000), default=20, help="rounds of four timed runs (default: 20)")
     parser.add_argument("--lite-python", metavar="PATH", help="the Python that has MindSpore Lite")
     parser.add_argument("--json", metavar="PATH", help="also write the figures to this file")
     add_overwrite(parser)

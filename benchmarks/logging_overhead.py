@@ -21,10 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from src.arguments import whole
 from src.config.load import load_config
 from src.data.datasets import load_samples
 from src.data.loading import train_loader
-from src.errors import ArgumentParser, UserError, run
+from src.errors import ArgumentParser, run
 from src.files import write_json
 from src.kernels.convert import use_kernels
 from src.models import create_model
@@ -47,13 +48,11 @@ TARGET = 0.01  # largest share of the steps' time
 
 def main():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=4, help="epochs of 44 steps to train (default: 4)")
+    parser.add_argument("--epochs", type=whole(1, 10_000), default=4, help="epochs of 44 steps to train (default: 4)")
     parser.add_argument("--json", metavar="PATH", help="also write the figures to this file")
     add_overwrite(parser)
     args = parser.parse_args()
     check_outputs(output_files("--json", args.json, ".json"), {}, args.overwrite)
-    if args.epochs < 1:
-        raise UserError(f"--epochs {args.epochs}: must be at least 1")
 
     config = load_config(CONFIG)
     with tempfile.TemporaryDirectory() as folder:

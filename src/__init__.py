@@ -1,8 +1,10 @@
 """PocketSpore: train, evaluate and ship pocket-size CNNs with MindSpore."""
 
 import importlib.util
+import logging
 import os
 import sys
+import warnings
 
 from src.data.libjpeg import share_libjpeg
 
@@ -22,9 +24,17 @@ if importlib.util.find_spec("mindspore") is None:
     sys.exit(2)
 
 # MindSpore reads its log level only at import. Level 4 hides the warnings of its C++ code from the user.
-os.environ.setdefault("GLOG_v", "4")
+_level = os.environ.setdefault("GLOG_v", "4")
+if _level not in ("0", "1", "2", "3", "4"):
+    sys.stderr.write(f"error: GLOG_v: must be a whole number from 0 to 4 (found {_level}); unset this variable\n")
+    sys.exit(2)
 # When a compilation fails or is interrupted, MindSpore writes a record for its developers into the folder rank_0 of the
 # working folder. In /dev/null, MindSpore cannot make that folder, and goes on without the record.
 os.environ.setdefault("MS_OM_PATH", os.devnull)
+# matplotlib cannot be imported if MPLBACKEND has a value that it does not know. Our figures need no display.
+os.environ["MPLBACKEND"] = "agg"
+logging.getLogger("matplotlib").setLevel(logging.ERROR)  # It warns if its cache folder cannot be written.
+# Pillow warns of photos above 89 million pixels, and refuses above twice as many. The refusal is an error of ours.
+warnings.filterwarnings("ignore", "Image size .* exceeds limit of .* pixels, could be decompression bomb")
 
 share_libjpeg()

@@ -39,8 +39,19 @@ def replacing(path: Union[str, Path], suffix: str = "") -> Iterator[Path]:
     except BaseException as error:
         for remainder in path.parent.glob(f".{glob.escape(path.name)}{PARTIAL}*"):
             remainder.unlink()
-        if isinstance(error, OSError):
-            error.filename = error.filename or str(path)
+        if isinstance(error, OSError) and (not error.filename or PARTIAL in str(error.filename)):
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
+def naming(path: Path, prefix: str) -> Iterator[None]:
+    """Let an `OSError` about a temporary file name `path`; names of temporary files beside it begin with `prefix`."""
+    try:
+        yield
+    except OSError as error:
+        if not error.filename or str(error.filename).startswith(str(path.with_name(prefix))):
+            error.filename = str(path)
         raise
 
 
@@ -51,7 +62,8 @@ def making_folder(path: Union[str, Path]) -> Iterator[Path]:
     If filling it fails, the temporary folder is removed.
     """
     path = make_parent(path)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as partial:
+    prefix = f".{path.name}-"
+    with naming(path, prefix), tempfile.TemporaryDirectory(dir=path.parent, prefix=prefix) as partial:
         yield Path(partial)
         for file in (Path(partial), *Path(partial).rglob("*")):
             apply_umask(file)
@@ -89,7 +101,7 @@ def flush(path: Path) -> None:
 def write_text(text: str, path: Union[str, Path]) -> None:
     """Write UTF-8 text to `path`."""
     with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(content: Any, path: Union[str, Path]) -> None:

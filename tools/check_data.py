@@ -19,6 +19,7 @@ from typing import Optional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from src.arguments import existing
 from src.config.load import load_config
 from src.errors import ArgumentParser, run
 from src.files import write_json
@@ -93,7 +94,9 @@ def main():
 
 def parse():
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="YAML file of settings; only the section `data` is used")
+    parser.add_argument(
+        "--config", type=existing, required=True, help="YAML file of settings; only the section `data` is used"
+    )
     parser.add_argument("--json", metavar="PATH", help="also write all findings to this file")
     add_overwrite(parser)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the file's")

@@ -7,13 +7,13 @@ Then the compiled networks are timed in turn.
 """
 
 import argparse
-import math
 import sys
 from pathlib import Path
 from time import perf_counter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from src.arguments import above_zero, whole
 from src.config.load import make_config
 from src.errors import ArgumentParser, UserError, did_you_mean, run
 from src.files import make_parent, replacing, write_json
@@ -52,27 +52,25 @@ def main():
 
 def parse():
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--max-ms", type=float, help="milliseconds per image on this machine; measuring takes time")
-    parser.add_argument("--max-params", type=float, help="parameters, such as 3e6")
-    parser.add_argument("--max-macs", type=float, help="MACs per image, such as 150e6")
-    parser.add_argument("--model", action="append", help="consider this network only; may be repeated (default: all)")
-    parser.add_argument("--image-size", type=int, default=224, help="pixels (default: 224)")
     parser.add_argument(
-        "--repeats", type=int, default=10, help="the latency is the median of this many runs (default: 10)"
+        "--max-ms", type=above_zero(1e9), help="milliseconds per image on this machine; measuring takes time"
+    )
+    parser.add_argument("--max-params", type=above_zero(1e15), help="parameters, such as 3e6")
+    parser.add_argument("--max-macs", type=above_zero(1e15), help="MACs per image, such as 150e6")
+    parser.add_argument("--model", action="append", help="consider this network only; may be repeated (default: all)")
+    parser.add_argument("--image-size", type=whole(8, 1024), default=224, help="pixels (default: 224)")
+    parser.add_argument(
+        "--repeats", type=whole(1, 10_000), default=10, help="the latency is the median of this many runs (default: 10)"
     )
     parser.add_argument(
-        "--seconds", type=float, default=75, help="compile no further network after this time (default: 75)"
+        "--seconds", type=above_zero(1e9), default=75, help="compile no further network after this time (default: 75)"
     )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, gpu or ascend")
     parser.add_argument("--json", metavar="PATH", help="also write the figures to this file")
     parser.add_argument("--plot", metavar="PATH", help="also draw top-1 against latency or MACs into this PNG")
     add_overwrite(parser)
     args = parser.parse_args()
-    given = [option for option in (*LIMITS, "seconds", "repeats") if getattr(args, option) is not None]
-    for option in given:
-        if not 0 < getattr(args, option) < math.inf:
-            raise UserError(f"--{option.replace('_', '-')} {getattr(args, option):g}: must be above 0")
-    if not set(given) & set(LIMITS):
+    if all(getattr(args, option) is None for option in LIMITS):
         raise UserError("a limit must be given: --max-ms, --max-params or --max-macs")
     outputs = [*output_files("--json", args.json, ".json"), *output_files("--plot", args.plot, ".png")]
     check_outputs(outputs, {}, args.overwrite)

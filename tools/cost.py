@@ -10,7 +10,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from src.arguments import above_zero, existing, whole
 from src.config.load import load_config, make_config
+from src.config.schema import MOST_CLASSES
 from src.errors import ArgumentParser, UserError, run
 from src.files import make_parent, replacing, write_json
 from src.outputs import add_overwrite, check_outputs, output_files
@@ -51,13 +53,20 @@ def parse():
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument("--model", help="a network, such as shufflenet_v2")
-    chosen.add_argument("--config", metavar="PATH", help="a config file: its network, image size, channels and classes")
+    chosen.add_argument(
+        "--config",
+        type=existing,
+        metavar="PATH",
+        help="a config file: its network, image size, channels and classes",
+    )
     chosen.add_argument("--all", action="store_true", help="count every variant of every network, totals only")
-    parser.add_argument("--width", type=float, help="width multiplier (default: 1.0)")
-    parser.add_argument("--groups", type=int, help="shufflenet_v1 only: groups of its 1x1 convolutions (default: 3)")
+    parser.add_argument("--width", type=above_zero(100), help="width multiplier (default: 1.0)")
+    parser.add_argument(
+        "--groups", type=whole(1, 1000), help="shufflenet_v1 only: groups of its 1x1 convolutions (default: 3)"
+    )
     parser.add_argument("--layout", help="shufflenet_v2 only: authors (default) or equal_split")
-    parser.add_argument("--image-size", type=int, help="pixels (default: 224)")
-    parser.add_argument("--classes", type=int, help="outputs (default: 1000)")
+    parser.add_argument("--image-size", type=whole(8, 1024), help="pixels (default: 224)")
+    parser.add_argument("--classes", type=whole(2, MOST_CLASSES), help="outputs (default: 1000)")
     parser.add_argument("--json", metavar="PATH", help="also write all figures to this file")
     parser.add_argument("--plot", metavar="PATH", help="also draw MACs, parameters and bytes per block into this PNG")
     add_overwrite(parser)

@@ -16,8 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from src.arguments import whole
 from src.config.load import make_config
-from src.errors import ArgumentParser, UserError, run
+from src.errors import ArgumentParser, run
 from src.files import make_parent, replacing, write_json
 from src.outputs import add_overwrite, check_outputs, output_files
 
@@ -63,19 +64,18 @@ def main():
 
 def parse():
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--channels", type=int, default=64, help="of the first line; table 1 has half (default: 64)")
-    parser.add_argument("--image-size", type=int, default=56, help="side of the feature maps (default: 56)")
     parser.add_argument(
-        "--repeats", type=int, default=30, help="each time is the median of this many runs (default: 30)"
+        "--channels", type=whole(8, 512), default=64, help="of the first line; table 1 has half (default: 64)"
+    )
+    parser.add_argument("--image-size", type=whole(1, 256), default=56, help="side of the feature maps (default: 56)")
+    parser.add_argument(
+        "--repeats", type=whole(1, 10_000), default=30, help="each time is the median of this many runs (default: 30)"
     )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, gpu or ascend")
     parser.add_argument("--json", metavar="PATH", help="also write the figures to this file")
     parser.add_argument("--plot", metavar="PATH", help="also draw the relative speeds into this PNG")
     add_overwrite(parser)
     args = parser.parse_args()
-    for option, least in (("channels", 8), ("image_size", 1), ("repeats", 1)):
-        if getattr(args, option) < least:
-            raise UserError(f"--{option.replace('_', '-')} {getattr(args, option)}: must be at least {least}")
     outputs = [*output_files("--json", args.json, ".json"), *output_files("--plot", args.plot, ".png")]
     check_outputs(outputs, {}, args.overwrite)
     return args

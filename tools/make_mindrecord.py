@@ -11,6 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from src.arguments import whole
 from src.config.load import load_config, make_config
 from src.errors import ArgumentParser, UserError, run
 from src.files import making_folder, write_json
@@ -48,15 +49,11 @@ def parse():
     parser.add_argument("source", metavar="SOURCE", help="a .yaml file, an image folder, or a data set's name")
     parser.add_argument("out", metavar="OUT", help="the folder to make")
     parser.add_argument(
-        "--short-side", type=int, metavar="PIXELS", help="shrink larger images to this short side, as JPEG"
+        "--short-side", type=whole(8, 65_500), metavar="PIXELS", help="shrink larger images to this short side, as JPEG"
     )
-    parser.add_argument("--shards", type=int, default=8, help="files of the training split (default: 8)")
+    parser.add_argument("--shards", type=whole(1, 1000), default=8, help="files of the training split (default: 8)")
     parser.add_argument("overrides", nargs="*", metavar="data.key=value", help="such as data.val_fraction=0.2")
     args = parser.parse_intermixed_args()
-    if not 1 <= args.shards <= 1000:
-        raise UserError(f"--shards {args.shards}: must be from 1 to 1000")
-    if args.short_side is not None and args.short_side < 8:
-        raise UserError(f"--short-side {args.short_side}: must be at least 8")
     return args
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from src.arguments import existing, whole
 from src.config.load import load_config
 from src.errors import ArgumentParser, UserError, run
 from src.files import make_parent, replacing
@@ -36,20 +37,24 @@ def main():
 def parse():
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--config", required=True, action="append", metavar="PATH", help="YAML file of settings; may be repeated"
+        "--config",
+        type=existing,
+        required=True,
+        action="append",
+        metavar="PATH",
+        help="YAML file of settings; may be repeated",
     )
     parser.add_argument(
-        "--steps-per-epoch", type=int, metavar="N", help="updates per epoch (default: counted from the data)"
+        "--steps-per-epoch",
+        type=whole(1, 100_000),
+        metavar="N",
+        help="updates per epoch (default: counted from the data)",
     )
-    parser.add_argument("--ranks", type=int, default=1, help="devices that train together (default: 1)")
+    parser.add_argument("--ranks", type=whole(1, 100_000), default=1, help="devices that train together (default: 1)")
     parser.add_argument("--output", metavar="PATH", help="draw the schedules into this PNG")
     add_overwrite(parser)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the files'")
     args = parser.parse_intermixed_args()
-    for option in ("steps_per_epoch", "ranks"):
-        value = getattr(args, option)
-        if value is not None and value < 1:
-            raise UserError(f"--{option.replace('_', '-')} {value}: must be at least 1")
     configs = {f"--config {path}": path for path in args.config}
     check_outputs(output_files("--output", args.output, ".png"), configs, args.overwrite)
     return args
@@ -85,17 +90,17 @@ def plot(schedules, path):
     """Draw the learning rates over the epochs into the PNG at `path`."""
     import numpy as np
 
-    from src.figures import new_figure
+    from src.figures import new_figure, plain, save
 
     figure = new_figure(9, 3.6)
     axes = figure.subplots()
-    for name, (steps, rates) in schedules.items():
-        axes.plot(np.arange(len(rates)) / steps, rates, label=name)
+    for number, (name, (steps, rates)) in enumerate(schedules.items(), start=1):
+        axes.plot(np.arange(len(rates)) / steps, rates, label=plain(f"({number}) {name}"))
     axes.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=110, format="png")
+    save(figure, path)
 
 
 if __name__ == "__main__":

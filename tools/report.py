@@ -6,6 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from src.arguments import whole
 from src.config.schema import SPLITS
 from src.errors import ArgumentParser, UserError, run
 from src.files import make_parent, write_text
@@ -37,12 +38,14 @@ def parse():
         "--split", choices=SPLITS, help="which images to evaluate (default: what training evaluated on)"
     )
     parser.add_argument(
-        "--mistakes", type=int, default=24, metavar="N", help="wrong predictions to show per run (default: 24)"
+        "--mistakes",
+        type=whole(0, 1000),
+        default=24,
+        metavar="N",
+        help="wrong predictions to show per run (default: 24)",
     )
     parser.epilog = "A section.key=value among the folders, such as data.root=…, changes a setting of all evaluations."
     args = parser.parse_intermixed_args()
-    if args.mistakes < 0:
-        raise UserError(f"--mistakes {args.mistakes}: must be at least 0")
     check_outputs(output_files("--output", args.output, ".html"), {}, args.overwrite)
     if all(map(is_override, args.runs)):
         raise UserError(f"no run folder is given, only {args.runs[0]}")

@@ -10,8 +10,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from src.arguments import existing, whole
 from src.config.load import load_config
-from src.errors import ArgumentParser, UserError, run
+from src.errors import ArgumentParser, run
 from src.files import make_parent, replacing
 from src.outputs import add_overwrite, check_outputs, images_named, output_files
 
@@ -56,15 +57,17 @@ def main():
 
 def parse():
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="YAML file of settings")
+    parser.add_argument("--config", type=existing, required=True, help="YAML file of settings")
     parser.add_argument("--output", default="batch.png", metavar="PATH", help="the PNG to write (default: batch.png)")
     add_overwrite(parser)
-    parser.add_argument("--images", type=int, default=32, help="largest number of images from each split (default: 32)")
-    parser.add_argument("--epoch", type=int, default=1, help="show the augmentations of this epoch (default: 1)")
+    parser.add_argument(
+        "--images", type=whole(1, 256), default=32, help="largest number of images from each split (default: 32)"
+    )
+    parser.add_argument(
+        "--epoch", type=whole(1, 10_000), default=1, help="show the augmentations of this epoch (default: 1)"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the file's")
     args = parser.parse_intermixed_args()
-    if args.images < 1 or args.epoch < 1:
-        raise UserError("--images and --epoch must be at least 1")
     return args
 
 

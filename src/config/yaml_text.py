@@ -1,7 +1,7 @@
 """Parse YAML. Duplicate keys are errors, and 1e-4 is a number."""
 
 import re
-from typing import Any
+from typing import Any, Union
 
 import yaml
 
@@ -9,7 +9,13 @@ from src.errors import UserError
 
 
 class Loader(yaml.SafeLoader):
-    """A SafeLoader that refuses duplicate keys and reads 1e-4 as a number, as YAML 1.2 does."""
+    """A SafeLoader that refuses duplicate keys and NUL, and reads 1e-4 as a number, as YAML 1.2 does."""
+
+    def construct_scalar(self, node: Union[yaml.ScalarNode, yaml.MappingNode]) -> Any:
+        value = super().construct_scalar(node)
+        if "\0" in value:  # No path can have it.
+            raise yaml.constructor.ConstructorError(None, None, "the text has the character NUL", node.start_mark)
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()

@@ -1,7 +1,7 @@
 """The table of data sets: how to load each, and which settings of the config fit it. No image is decoded here."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable, Optional
 
@@ -48,6 +48,9 @@ def load_samples(data: DataConfig, split: str, classes: Optional[Sequence[str]] 
             f"data.name: the classes of {data.name} are not the checkpoint's (found {shortened(samples.classes)}, "
             f"expected {shortened(list(classes))})"
         )
+    if len(samples.classes) == 1:
+        note = f"{data.name}: has one class only, {samples.classes[0]}, so each prediction is right; add other classes"
+        return replace(samples, notes=(*samples.notes, note))
     return samples
 
 

@@ -21,6 +21,7 @@ from src.errors import UserError
 PLACES = {"train": ("train",), "val": ("val",), "test": ("test", "val"), "eval": ("val", "test")}
 SYNSETS = Path(__file__).with_name("imagenet.csv")
 NAMES_IN_MESSAGE = 20
+LONGEST_LABEL = 255  # characters of a label in a table; the names of class folders are not longer
 
 
 def load_image_folder(data: DataConfig, split: str, classes: Optional[Sequence[str]]) -> Samples:
@@ -54,7 +55,7 @@ def load_folders(
     """
     folder = split_folder(data, split)
     found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
-    names = [class_names.get(name, name) for name in found]
+    names = [class_names.get(name, name) for name in (name_of(folder, entry) for entry in found)]
     if not found:
         raise UserError(f"data.root: {folder} has no class folders; make a folder of images for each class")
     known = names if classes is None else list(classes)
@@ -78,6 +79,16 @@ def load_folders(
     notes = [f"{folder}: ignored files, hidden or not images: {ignored:,}"] if ignored else []
     notes += listing.notes
     return check_samples(data, split, samples, folder, notes)
+
+
+def name_of(folder: Path, entry: str) -> str:
+    """Return the name of a class folder as UTF-8 text, whatever the encoding of this process is."""
+    try:
+        return os.fsencode(entry).decode("utf-8")
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{folder}: has a class folder whose name is not UTF-8 (found {os.fsencode(entry)!r}); rename it"
+        ) from None
 
 
 def folder_splits(data: DataConfig) -> tuple[str, ...]:
@@ -186,6 +197,13 @@ def load_csv(data: DataConfig, split: str, classes: Optional[Sequence[str]]) -> 
     for path, label, line in rows:
         if not path or not label:
             raise UserError(f"{table}: line {line} has no {'label' if path else 'path'}")
+        if "\0" in path + label:
+            raise UserError(f"{table}: line {line} has the character NUL; remove it")
+        if len(label) > LONGEST_LABEL:
+            raise UserError(
+                f"{table}: line {line}: the label is too long (found {len(label):,} characters, expected at most "
+                f"{LONGEST_LABEL})"
+            )
     if classes is None:
         classes = sorted({label for _, label, _ in rows}, key=number_or_text)
     known = {name: i for i, name in enumerate(classes)}
@@ -200,8 +218,8 @@ def load_csv(data: DataConfig, split: str, classes: Optional[Sequence[str]]) -> 
 
 
 def number_or_text(name: str) -> tuple[int, int, str]:
-    """Return a sort key that puts whole numbers, ordered by value, before other names."""
-    return (0, int(name), "") if name.isdecimal() else (1, 0, name)
+    """Return a sort key that puts whole numbers, ordered by value, before other names; 07 and 7 have two keys."""
+    return (0, int(name), name) if name.isdecimal() else (1, 0, name)
 
 
 def classes_without_images(samples: Samples) -> list[str]:

@@ -8,6 +8,7 @@ valid JPEG and PNG files unchanged. Pillow decodes all other files. The decoder 
 import functools
 import io
 import os
+import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -139,6 +140,11 @@ def decode(content: bytes) -> Image.Image:
         raise
     except Image.UnidentifiedImageError:
         raise ImageError("is not an image" if kind is None else f"is a damaged {kind} image") from None
+    except Image.DecompressionBombError as error:
+        found = re.sub(r"\D*(\d+).*", r"\1", str(error))  # Pillow's message begins with the number of pixels
+        raise ImageError(
+            f"has too many pixels (found {found}, expected at most {MAX_PIXELS}); make it smaller"
+        ) from None
     except Exception as error:  # Pillow raises many types of exception on damaged files.
         raise ImageError(f"is a damaged image: {error}") from None
 
@@ -205,6 +211,13 @@ def remove_abnormal_images() -> None:
     """Remove the copies of bad images that MindSpore's decoder writes into the working folder."""
     for copy in Path().glob("abnormal_image.*"):
         copy.unlink(missing_ok=True)
+
+
+def reason_of(error: Exception) -> str:
+    """Return the line of MindSpore's error message that gives the reason."""
+    message = str(error)
+    reason = next((line for line in message.splitlines() if "[ERROR]" in line), message)
+    return reason.replace("[ERROR]", "").strip()
 
 
 def orientation_of(exif: Optional[bytes]) -> int:

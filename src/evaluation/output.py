@@ -103,7 +103,7 @@ def write_predictions(
     best = probabilities.argmax(1)
     captions = [f"{classes[label]} {row[label]:.0%}" for label, row in zip(best, probabilities)]
     with replacing(path) as table, replacing(path.with_suffix(".png")) as picture:
-        with open(table, "w", newline="", encoding="utf-8") as file:
+        with open(table, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.writer(file)
             writer.writerow(["image", "class", "probability", *(f"p({name})" for name in classes)])
             for name, label, row in zip(files, best, probabilities):

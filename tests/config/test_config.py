@@ -41,13 +41,13 @@ def test_a_written_config_is_read_back_unchanged(path, tmp_path):
         ("model.width='1'", "model.width: '1'"),
         (
             "model.groups=3",
-            "model.groups: is used with name=shufflenet_v1 only (found name=shufflenet_v2); leave it out",
+            "model.groups: is used with model.name=shufflenet_v1 only (found model.name=shufflenet_v2); leave it out",
         ),
         ("model.layout=equal", "model.layout: equal is not one of authors, equal_split; did you mean equal_split?"),
         ("model.name=mindcv/mobilnet_v1_025", "is not a network of mindcv; did you mean mindcv/mobilenet_v1_025?"),
-        ("train.recalibrate=-1", "train.recalibrate: -1 is not auto, or a number of batches (at least 0)"),
-        ("train.recalibrate=always", "train.recalibrate: 'always' is not auto, or a number of batches (at least 0)"),
-        ("train.recalibrate=true", "train.recalibrate: True is not auto, or a number of batches (at least 0)"),
+        ("train.recalibrate=-1", "train.recalibrate: -1 is not auto, or a number of batches (0 to 1e9)"),
+        ("train.recalibrate=always", "train.recalibrate: 'always' is not auto, or a number of batches (0 to 1e9)"),
+        ("train.recalibrate=true", "train.recalibrate: True is not auto, or a number of batches (0 to 1e9)"),
         ("model.freeze=head", "model.freeze: 'head' is not one of none, backbone"),
         ("model.freeze=-1", "model.freeze: -1 is not none, backbone, or a number of blocks (at least 0)"),
         ("model.freeze=true", "model.freeze"),
@@ -65,7 +65,10 @@ def test_a_written_config_is_read_back_unchanged(path, tmp_path):
         ("data.on_bad_image=skip", "data.on_bad_image: is supported for image files only (found data.name=digits)"),
         ("data.on_bad_image=ignore", "data.on_bad_image: 'ignore' is not one of error, skip"),
         ("augment.crop=padd", "did you mean pad?"),
-        ("augment.padding=3", "augment.padding: is used with crop=pad only (found crop=resized); leave it out"),
+        (
+            "augment.padding=3",
+            "augment.padding: is used with augment.crop=pad only (found augment.crop=resized); leave it out",
+        ),
         (
             "augment.scale=[1, 0.1]",
             "augment.scale: [1.0, 0.1] must be two numbers above 0 in ascending order, at most 1.0",
@@ -145,14 +148,16 @@ def test_padding_is_for_networks_that_mindcv_pads():
     assert make_config({}).model.padding is None
     assert make_config({"model": {"name": "ghostnet", "padding": "symmetric"}}).model.padding == "symmetric"
     with pytest.raises(
-        UserError, match=r"model.padding: same is used with name=shufflenet_v1, .* \(found name=ghostnet"
+        UserError, match=r"model.padding: same is used with model.name=shufflenet_v1, .* \(found model.name=ghostnet"
     ):
         make_config({"model": {"name": "ghostnet", "padding": "same"}})
 
 
 def test_layout_is_for_shufflenet_v2_only():
     assert make_config({}).model.layout == "authors"
-    with pytest.raises(UserError, match=r"model.layout: is used with name=shufflenet_v2 only \(found name=ghostnet\)"):
+    with pytest.raises(
+        UserError, match=r"model.layout: is used with model.name=shufflenet_v2 only \(found model.name=ghostnet\)"
+    ):
         make_config({"model": {"name": "ghostnet", "layout": "authors"}})
 
 
