@@ -1,5 +1,9 @@
 """Evaluate a checkpoint or an exported file: python eval.py --checkpoint runs/quickstart/best.ckpt [--images PATH]"""
 
+import src  # noqa: F401 - first, because from here on a signal ends the script with one line
+
+# isort: split
+
 from argparse import Namespace
 from pathlib import Path
 from typing import Any

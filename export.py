@@ -1,5 +1,9 @@
 """Export a checkpoint for a device: python export.py --checkpoint runs/quickstart/best.ckpt --output digits.mindir"""
 
+import src  # noqa: F401 - first, because from here on a signal ends the script with one line
+
+# isort: split
+
 from argparse import Namespace
 from collections.abc import Iterable
 from typing import Any

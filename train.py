@@ -1,5 +1,9 @@
 """Train a network: python train.py --config configs/quickstart.yaml [section.key=value …]"""
 
+import src  # noqa: F401 - first, because from here on a signal ends the script with one line
+
+# isort: split
+
 import os
 from argparse import Namespace
 from pathlib import Path
@@ -149,11 +153,13 @@ def train(config: Config, folder: Any, resumed: Any, ranks: Any) -> None:
     # Each epoch of training is followed by an evaluation.
     fit(trainer, loaders, rates, network.validation)
 
-    # The results.
+    # The results. A signal waits until they are complete.
+    trainer.interrupts.hold()
     bad = {"train": count_bad(loaders, ranks), "test": count_bad([test_batches], ranks)}
     summary = {**trainer.summary(network.params, network.macs), "bad_images": bad}
     if ranks.is_first:
         folder.finish(trainer.state, summary, classes)
+    trainer.interrupts.release()
     print_summary(summary, folder.path)
 
 

@@ -4,7 +4,15 @@ import importlib.util
 import os
 import sys
 
-from src.data.libjpeg import share_libjpeg
+from src import script
+
+# The scripts of these folders import this package first. From then on, a signal ends them with one line.
+ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+main_file = getattr(sys.modules["__main__"], "__file__", None)
+if main_file and os.path.dirname(os.path.realpath(main_file)) in (ROOT, f"{ROOT}/tools", f"{ROOT}/benchmarks"):
+    script.begin()
+
+from src.data.libjpeg import share_libjpeg  # noqa: E402
 
 __version__ = "0.2.0"
 

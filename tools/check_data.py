@@ -6,18 +6,24 @@ images of different splits that look alike, such as a photo and its smaller copy
 different images. The exit code is 1 if an image is bad or leaks.
 """
 
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import src  # noqa: F401 - first, because from here on a signal ends the script with one line
+
+# isort: split
+
 import argparse
 import collections
 import hashlib
 import io
 import itertools
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from src.config.load import load_config
 from src.errors import ArgumentParser, run

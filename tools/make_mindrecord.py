@@ -4,14 +4,19 @@ This helps on file systems that are slow with many small files. SOURCE is a conf
 a data set. The settings `data.name: mindrecord` and `data.root: OUT` read the packed folder OUT.
 """
 
-import argparse
-import io
 import os
 import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import src  # noqa: F401 - first, because from here on a signal ends the script with one line
+
+# isort: split
+
+import argparse
+import io
 import tempfile
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from src.config.load import load_config, make_config
 from src.errors import ArgumentParser, UserError, run
