@@ -1,6 +1,7 @@
 """PocketSpore: train, evaluate and ship pocket-size CNNs with MindSpore."""
 
 import importlib.util
+import logging
 import os
 import sys
 
@@ -31,5 +32,11 @@ if importlib.util.find_spec("mindspore") is None:
 
 # MindSpore reads its log level only at import. Level 4 hides the warnings of its C++ code from the user.
 os.environ.setdefault("GLOG_v", "4")
+
+# The XDG Base Directory Specification says that a relative cache folder is ignored, but Matplotlib would make it in the
+# working folder. Matplotlib also reports a cache folder that it cannot use, although it works without the folder.
+if not os.path.isabs(os.environ.get("XDG_CACHE_HOME", "/")):
+    del os.environ["XDG_CACHE_HOME"]
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 share_libjpeg()

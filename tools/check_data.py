@@ -140,14 +140,14 @@ def examine(name, path, image):
     """Return the `Finding` of one image; the arguments are what `contents` yields."""
     from PIL import Image
 
-    from src.data.formats import ImageError, decodable, decode, decoder_takes, format_of, size_of
+    from src.data.formats import ImageError, decodable, decode, decoder_takes, format_of, read_file, size_of
 
     if path is None and not isinstance(image, bytes):
         digest = hashlib.sha256(image.tobytes()).digest()
         pixels = image[..., 0] if image.shape[-1] == 1 else image
         return Finding(name, digest, (image.shape[1], image.shape[0]), look_of(Image.fromarray(pixels)))
     try:
-        content = Path(path).read_bytes() if path else image
+        content = read_file(path) if path else image
     except OSError as error:
         return Finding(name, name.encode(), problem=error.strerror)
     kind, digest = format_of(content[:12]), hashlib.sha256(content).digest()

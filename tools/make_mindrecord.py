@@ -128,12 +128,12 @@ def content_of(image, short_side):
     """
     from PIL import Image
 
-    from src.data.formats import UPRIGHT, ImageError, decodable, decode, decoder_takes
+    from src.data.formats import UPRIGHT, ImageError, decodable, decode, decoder_takes, read_file
 
     if not isinstance(image, str):
         return image.tobytes(), UPRIGHT, None
     try:
-        content = Path(image).read_bytes()
+        content = read_file(image)
         usable, orientation = decodable(content)
         unchanged = usable is content and decoder_takes(usable)
         if unchanged and short_side is None:
