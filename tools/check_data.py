@@ -3,7 +3,7 @@
 Decodes every image once. Reports damaged and empty files, wrong file extensions, duplicates, class counts and
 imbalance, and the range of image sizes. Also reports leakage: the same image in several splits. Near-duplicates are
 images of different splits that look alike, such as a photo and its smaller copy; look at them, because some may be
-different images. The exit code is 1 if an image is bad or leaks.
+different images. The exit code is 1 if an image is bad or leaks, or if a folder cannot be read.
 """
 
 import os
@@ -289,7 +289,7 @@ def report_of(samples, findings):
     counts = collections.Counter(samples.labels.tolist())
     return {
         "images": len(samples),
-        "bad": {finding.name: finding.problem for finding in findings if finding.problem},
+        "bad": {**samples.unreadable, **{finding.name: finding.problem for finding in findings if finding.problem}},
         "misnamed": {finding.name: finding.misnamed for finding in findings if finding.misnamed},
         "notes": list(samples.notes),
         "classes": {name: counts[label] for label, name in enumerate(samples.classes)},

@@ -77,7 +77,8 @@ def load_folders(
         files += class_files
         labels += [known.index(class_name)] * len(class_files)
     are_images, bad = listing.examine(files)
-    samples = Samples(files, np.array(labels, np.int32), known, bad).take(np.flatnonzero(are_images))
+    samples = Samples(files, np.array(labels, np.int32), known, bad, unreadable=problems)
+    samples = samples.take(np.flatnonzero(are_images))
     if classes is None and (empty := classes_without_images(samples)):
         raise UserError(f"{folder / found[names.index(empty[0])]}: has no images")
     ignored = len(files) - len(samples)

@@ -1,6 +1,7 @@
 """What cannot be read is named in one error, or left out and reported; training and eval.py agree."""
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -109,6 +110,7 @@ def test_what_cannot_be_read_is_named_or_left_out(root, name, make, reason):
         assert reason in str(error.value)
     found = [image for image in skipped.images if "mutual" not in image and "back" not in image]
     assert (found, skipped.classes, skipped.bad) == (expected, ["cat", "dog"], {})
+    assert reason in skipped.unreadable.values()
     assert len(skipped.notes) == 1
     assert skipped.notes[0].startswith("left out (data.on_bad_image): found folders or files that cannot be read: ")
 
@@ -165,3 +167,13 @@ def test_the_list_of_a_folder_with_problems_is_not_kept(root, monkeypatch):
     found = listing.list_files(root / "train", ["cat", "dog"])
     assert list(found.problems.values()) == [SPECIAL]
     assert not (root / "cache").exists()
+
+
+def test_check_data_counts_what_cannot_be_read_as_bad(root, script):
+    os.mkfifo(root / "train" / "cat" / "pipe.jpg")
+    (root / "data.yaml").write_text(f"data: {{name: image_folder, root: {root}}}\n")
+    shutil.rmtree(root / "val")
+    done = script("tools/check_data.py", "--config", "data.yaml", "--json", "report.json", cwd=root)
+    assert (done.returncode, done.stderr) == (1, "")
+    report = json.loads((root / "report.json").read_text())
+    assert report["splits"]["train"]["bad"] == {str(root / "train" / "cat" / "pipe.jpg"): SPECIAL}
