@@ -2,11 +2,16 @@
 
 import os
 import sys
+
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # PYTHONSAFEPATH leaves it out
+
+import src  # noqa: F401 - first, because from here on a signal ends the script with one line
+
+# isort: split
+
 from argparse import Namespace
 from pathlib import Path
 from typing import Any, Optional
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
 
 from src.arguments import existing
 from src.config.load import load_config, make_config
@@ -162,11 +167,13 @@ def train(config: Config, folder: Any, resumed: Any, ranks: Any) -> None:
     # Each epoch of training is followed by an evaluation.
     fit(trainer, loaders, rates, network.validation)
 
-    # The results.
+    # The results. A signal waits until they are complete.
+    trainer.interrupts.hold()
     bad = {"train": count_bad(loaders, ranks), "test": count_bad([test_batches], ranks)}
     summary = {**trainer.summary(network.params, network.macs), "bad_images": bad}
     if ranks.is_first:
         folder.finish(trainer.state, summary, classes)
+    trainer.interrupts.release()
     print_summary(summary, folder.path)
 
 

@@ -6,7 +6,15 @@ import os
 import sys
 import warnings
 
-from src.data.libjpeg import share_libjpeg
+from src import script
+
+# The scripts of these folders import this package first. From then on, a signal ends them with one line.
+ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+main_file = getattr(sys.modules["__main__"], "__file__", None)
+if main_file and os.path.dirname(os.path.realpath(main_file)) in (ROOT, f"{ROOT}/tools", f"{ROOT}/benchmarks"):
+    script.begin()
+
+from src.data.libjpeg import share_libjpeg  # noqa: E402
 
 __version__ = "0.2.0"
 
@@ -33,8 +41,13 @@ if _level not in ("0", "1", "2", "3", "4"):
 os.environ.setdefault("MS_OM_PATH", os.devnull)
 # matplotlib cannot be imported if MPLBACKEND has a value that it does not know. Our figures need no display.
 os.environ["MPLBACKEND"] = "agg"
-logging.getLogger("matplotlib").setLevel(logging.ERROR)  # It warns if its cache folder cannot be written.
 # Pillow warns of photos above 89 million pixels, and refuses above twice as many. The refusal is an error of ours.
 warnings.filterwarnings("ignore", "Image size .* exceeds limit of .* pixels, could be decompression bomb")
+
+# The XDG Base Directory Specification says that a relative cache folder is ignored, but Matplotlib would make it in the
+# working folder. Matplotlib also reports a cache folder that it cannot use, although it works without the folder.
+if not os.path.isabs(os.environ.get("XDG_CACHE_HOME", "/")):
+    del os.environ["XDG_CACHE_HOME"]
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 share_libjpeg()

@@ -13,8 +13,12 @@ PARTIAL = ".partial"  # part of the name of a file that is still being written
 
 
 def cache_folder() -> Path:
-    """Return the folder of files that save time and can be made again; raise a `RuntimeError` without a home folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pocketspore"
+    """Return the folder of files that save time and can be made again; raise a `RuntimeError` without a home folder.
+
+    A relative XDG_CACHE_HOME is ignored, as the XDG Base Directory Specification asks.
+    """
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (named if named.is_absolute() else Path.home() / ".cache") / "pocketspore"
 
 
 def make_parent(path: Union[str, Path]) -> Path:

@@ -3,21 +3,27 @@
 Decodes every image once. Reports damaged and empty files, wrong file extensions, duplicates, class counts and
 imbalance, and the range of image sizes. Also reports leakage: the same image in several splits. Near-duplicates are
 images of different splits that look alike, such as a photo and its smaller copy; look at them, because some may be
-different images. The exit code is 1 if an image is bad or leaks.
+different images. The exit code is 1 if an image is bad or leaks, or if a folder cannot be read.
 """
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import src  # noqa: F401 - first, because from here on a signal ends the script with one line
+
+# isort: split
 
 import argparse
 import collections
 import hashlib
 import io
 import itertools
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from src.arguments import existing
 from src.config.load import load_config
@@ -141,14 +147,14 @@ def examine(name, path, image):
     """Return the `Finding` of one image; the arguments are what `contents` yields."""
     from PIL import Image
 
-    from src.data.formats import ImageError, decodable, decode, decoder_takes, format_of, size_of
+    from src.data.formats import ImageError, decodable, decode, decoder_takes, format_of, read_file, size_of
 
     if path is None and not isinstance(image, bytes):
         digest = hashlib.sha256(image.tobytes()).digest()
         pixels = image[..., 0] if image.shape[-1] == 1 else image
         return Finding(name, digest, (image.shape[1], image.shape[0]), look_of(Image.fromarray(pixels)))
     try:
-        content = Path(path).read_bytes() if path else image
+        content = read_file(path) if path else image
     except OSError as error:
         return Finding(name, name.encode(), problem=error.strerror)
     kind, digest = format_of(content[:12]), hashlib.sha256(content).digest()
@@ -290,7 +296,7 @@ def report_of(samples, findings):
     counts = collections.Counter(samples.labels.tolist())
     return {
         "images": len(samples),
-        "bad": {finding.name: finding.problem for finding in findings if finding.problem},
+        "bad": {**samples.unreadable, **{finding.name: finding.problem for finding in findings if finding.problem}},
         "misnamed": {finding.name: finding.misnamed for finding in findings if finding.misnamed},
         "notes": list(samples.notes),
         "classes": {name: counts[label] for label, name in enumerate(samples.classes)},

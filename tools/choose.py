@@ -6,12 +6,17 @@ Networks are compiled in order of their MACs, the smallest first; after --second
 Then the compiled networks are timed in turn.
 """
 
-import argparse
+import os
 import sys
-from pathlib import Path
-from time import perf_counter
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import src  # noqa: F401 - first, because from here on a signal ends the script with one line
+
+# isort: split
+
+import argparse
+from time import perf_counter
 
 from src.arguments import above_zero, whole
 from src.config.load import make_config

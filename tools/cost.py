@@ -3,12 +3,17 @@
 Instead of --model, --config takes the network from a config file, and --all prints the totals of every variant.
 """
 
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import src  # noqa: F401 - first, because from here on a signal ends the script with one line
+
+# isort: split
+
 import argparse
 import itertools
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from src.arguments import above_zero, existing, whole
 from src.config.load import load_config, make_config

@@ -10,11 +10,16 @@ G4: ResNet's bottleneck (1x1, 3x3, 1x1), with and without ReLU and shortcut. The
 channels; the paper does not give it.
 """
 
-import argparse
+import os
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import src  # noqa: F401 - first, because from here on a signal ends the script with one line
+
+# isort: split
+
+import argparse
 
 from src.arguments import whole
 from src.config.load import make_config

@@ -3,10 +3,15 @@
 python tools/import_weights.py mobilenet_v2.safetensors --model mobilenet_v2 --width 1.0 --output mobilenet_v2.ckpt
 """
 
+import os
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import src  # noqa: F401 - first, because from here on a signal ends the script with one line
+
+# isort: split
+
 
 from src.arguments import above_zero, existing_file, whole
 from src.config.load import make_config

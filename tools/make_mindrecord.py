@@ -4,12 +4,18 @@ This helps on file systems that are slow with many small files. SOURCE is a conf
 a data set. The settings `data.name: mindrecord` and `data.root: OUT` read the packed folder OUT.
 """
 
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import src  # noqa: F401 - first, because from here on a signal ends the script with one line
+
+# isort: split
+
 import argparse
 import io
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from src.arguments import whole
 from src.config.load import load_config, make_config
@@ -114,12 +120,12 @@ def content_of(image, short_side):
     """
     from PIL import Image
 
-    from src.data.formats import UPRIGHT, ImageError, decodable, decode, decoder_takes
+    from src.data.formats import UPRIGHT, ImageError, decodable, decode, decoder_takes, read_file
 
     if not isinstance(image, str):
         return image.tobytes(), UPRIGHT, None
     try:
-        content = Path(image).read_bytes()
+        content = read_file(image)
         usable, orientation = decodable(content)
         unchanged = usable is content and decoder_takes(usable)
         if unchanged and short_side is None:

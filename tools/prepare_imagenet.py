@@ -6,20 +6,25 @@ ILSVRC2012_devkit_t12.tar.gz. The images are written to OUT/train/<synset>/ and 
 differs from the archive's image is never overwritten. About 150 GB are needed.
 """
 
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import src  # noqa: F401 - first, because from here on a signal ends the script with one line
+
+# isort: split
+
 import argparse
 import contextlib
 import functools
 import gzip
 import io
-import os
 import re
 import shutil
-import sys
 import tarfile
 import zlib
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from src.errors import ArgumentParser, UserError, run
 from src.files import PARTIAL

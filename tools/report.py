@@ -1,10 +1,16 @@
 """Compare runs in one HTML file: python tools/report.py runs/quickstart runs/other --output report.html"""
 
-import re
+import os
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import src  # noqa: F401 - first, because from here on a signal ends the script with one line
+
+# isort: split
+
+import re
+from pathlib import Path
 
 from src.arguments import whole
 from src.config.schema import SPLITS

@@ -4,11 +4,16 @@ Draws a contact sheet. First come images of an augmented training batch. Then co
 they are evaluated.
 """
 
-import argparse
+import os
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import src  # noqa: F401 - first, because from here on a signal ends the script with one line
+
+# isort: split
+
+import argparse
 
 from src.arguments import existing, whole
 from src.config.load import load_config

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional, Union
@@ -9,7 +10,8 @@ from typing import Optional, Union
 import numpy as np
 
 from src.config.schema import Config
-from src.data.folders import check_images
+from src.data.folders import check_images, unreadable_text
+from src.data.listing import files_below
 from src.data.loading import eval_loader
 from src.data.samples import Samples
 from src.errors import UserError
@@ -52,8 +54,10 @@ def find_images(path: Union[str, Path]) -> list[str]:
     path = Path(path)
     if not path.exists():
         raise UserError(f"--images: {path}: no such file or folder")
-    found = [path] if path.is_file() else sorted(path.rglob("*"))
-    files = [str(file) for file in found if file.is_file() and file.name[0] != "."]
+    found, _, problems = files_below(path) if path.is_dir() else ([str(path)], [], {})
+    if problems:
+        raise UserError(f"--images: {unreadable_text(problems)}; make them readable or remove them")
+    files = [file for file in found if os.path.basename(file)[0] != "."]
     if not files:
         raise UserError(f"--images: {path}: has no images")
     check_images(files)

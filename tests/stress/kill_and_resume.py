@@ -50,7 +50,7 @@ TIMING = ("images_per_second", "data_wait_fraction", "seconds")
 STATE_TIMING = ("clock", "seconds", "epoch_seconds", "rows")
 
 
-INTERRUPTED = 130  # exit code of train.py after Ctrl-C or SIGTERM
+INTERRUPTED = 143  # exit code of train.py after SIGTERM
 
 
 def main():
