@@ -118,6 +118,8 @@ def describe(problem: ErrorDetails) -> tuple[str, str]:
     if kind == "literal_error":
         allowed = [choice.strip("'") for choice in re.split(r", | or ", problem["ctx"]["expected"])]
         return f"{key}: {shown(value)} is not one of {', '.join(allowed)}{did_you_mean(value, allowed)}", key
+    if kind == "string_type" and isinstance(value, bool):
+        return f"{key}: must be a text (found {value}: YAML reads yes, no, on and off so); put it in quotes", key
     if kind == "model_type":
         return f"{key}: {shown(value)} must be a section with settings", key
     return f"{key}: {shown(value)} {problem['msg'].replace('Input should', 'must', 1)}", key

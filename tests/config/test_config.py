@@ -2,6 +2,7 @@ import pytest
 import yaml
 
 from src.config.load import load_config, make_config
+from src.config.yaml_text import parse_yaml
 from src.errors import UserError
 from tests.conftest import ROOT
 
@@ -89,6 +90,12 @@ def test_a_written_config_is_read_back_unchanged(path, tmp_path):
         ("train.epochs", "train.epochs: is not an override; write section.key=value"),
         ("epochs=1", "epochs=1: is not an override; write section.key=value"),
         ("train.epochs=[1", "is not valid YAML"),
+        ("train.epochs=010", "train.epochs=010: 010 is an octal number in YAML; write 10 (or 8, the octal value)"),
+        ("train.epochs=-0_17", "write -17 (or -15, the octal value)"),
+        ("train.epochs=1:30", "train.epochs=1:30: 1:30 is a base-60 number in YAML; write 90, or put a text in quotes"),
+        ("optimizer.lr=1:30.5", "1:30.5 is a base-60 number in YAML; write 90.5"),
+        ("run.dir=no", "run.dir: must be a text (found False: YAML reads yes, no, on and off so); put it in quotes"),
+        ("train.epochs=2026-11-24", "train.epochs: '2026-11-24' must be a valid integer"),
     ],
 )
 def test_an_error_in_an_override_names_it(override, message):
@@ -109,7 +116,8 @@ def test_an_error_in_an_override_names_it(override, message):
         (b"\xff\xfe", "is not UTF-8"),
         (b"train: !!python/object/apply:os.getcwd []\n", "is not valid YAML"),
         (b"1: {a: 2}\n", "key 1 is not a string"),
-        (b"train: {epochs: 2026-99-99}\n", "is not valid YAML"),
+        (b"train: {epochs: 2026-99-99}\n", "train.epochs: '2026-99-99' must be a valid integer"),
+        (b"train:\n  epochs: 010\n", "config.yaml: 010 is an octal number in YAML; write 10 (or 8, the octal value)"),
         (b"train: {epochs: !!timestamp x}\n", "a value does not fit its tag"),
         (b"train: {epochs: !!bool x}\n", "a value does not fit its tag"),
         (b"train: {epochs: !!int ''}\n", "a value does not fit its tag"),
@@ -172,3 +180,17 @@ def test_allowed_group_counts_are_the_counts_of_the_paper():
     assert make_config({"model": {"name": "shufflenet_v1"}}).model.groups == 3
     with pytest.raises(UserError, match="groups: 5 is not one of 1, 2, 3, 4, 8"):
         make_config({"model": {"name": "shufflenet_v1", "groups": 5}})
+
+
+@pytest.mark.parametrize("text", ["010", "1:30", "no", "2026-11-24", "1e-4"])
+def test_a_text_in_quotes_stays_a_text(text):
+    assert make_config({}, [f'run.dir="{text}"']).run.dir == text
+
+
+@pytest.mark.parametrize("value", [0, 7, 10, 0x1F, 1_000, -3, 0.5, 1e-4, 2e10])
+def test_numbers_that_python_writes_are_read_as_they_are(value):
+    assert parse_yaml(str(value), source="x") == value
+
+
+def test_a_date_is_a_text():
+    assert make_config({}, ["run.dir=2026-11-24"]).run.dir == "2026-11-24"
