@@ -1,21 +1,34 @@
 """Export a checkpoint for a device: python export.py --checkpoint runs/quickstart/best.ckpt --output digits.mindir"""
 
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # PYTHONSAFEPATH leaves it out
+
+import src  # noqa: F401 - first, because from here on a signal ends the script with one line
+
+# isort: split
+
 from argparse import Namespace
 from collections.abc import Iterable
 from typing import Any
 
+from src.arguments import existing_file, number, whole
 from src.config.schema import Config
 from src.deploy.description import FORMATS, Description, Split
-from src.deploy.options import INPUTS, PRECISIONS, options_of
+from src.deploy.options import INPUTS, PRECISIONS, options_of, outputs_of
 from src.errors import ArgumentParser, run
+from src.outputs import add_overwrite, check_outputs
 
 
 def main() -> None:
     # Check the options before MindSpore is imported, because the import takes seconds.
     args = parse()
     options = options_of(args)
+    outputs = outputs_of(args)
+    check_outputs(outputs, {"--checkpoint": args.checkpoint, "--golden": args.golden}, args.overwrite)
 
-    from src.data.datasets import splits_of
+    from src.data.datasets import inputs_of, splits_of
     from src.deploy.export import check_target, export
     from src.deploy.quantize import full_batches
     from src.deploy.runtimes.lite import HOW_TO_GET, find_lite
@@ -24,6 +37,7 @@ def main() -> None:
     # Open the trained network, and check that this device and the installed runtimes can write the format.
     opened = open_checkpoint(args.checkpoint, args.overrides)
     check_target(options)
+    check_outputs(outputs, inputs_of(opened.config.data), args.overwrite)
 
     # Load the images for the verification and, for int8, the training images that give the ranges of activations.
     classes = opened.checkpoint.classes
@@ -46,10 +60,13 @@ def main() -> None:
 def parse() -> Namespace:
     """Return the command line's arguments."""
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", required=True, help="best.ckpt or last.ckpt from train.py")
+    parser.add_argument("--checkpoint", required=True, type=existing_file, help="best.ckpt or last.ckpt from train.py")
     parser.add_argument("--format", choices=FORMATS, help="default: the extension of --output")
     parser.add_argument("--output", required=True, metavar="PATH", help="the file to write; PATH.json describes it")
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="batch size, fixed in the file (default: 1)")
+    add_overwrite(parser)
+    parser.add_argument(
+        "--batch", type=whole(1, 256), default=1, metavar="N", help="batch size, fixed in the file (default: 1)"
+    )
     parser.add_argument(
         "--input",
         choices=INPUTS,
@@ -65,30 +82,32 @@ def parse() -> Namespace:
     )
     parser.add_argument(
         "--calibration",
-        type=int,
+        type=whole(1, 10_000),
         metavar="N",
         help="int8: measure the ranges of activations on N training images (default: 256)",
     )
     parser.add_argument(
         "--max-drop",
-        type=float,
+        type=number(0, 100),
         metavar="POINTS",
         help="float16, int8: percentage points of top-1 that may be lost (default: 1)",
     )
     parser.add_argument(
         "--min-agreement",
-        type=float,
+        type=number(0, 100),
         metavar="PERCENT",
         help="float16, int8: percent of the images that must keep the checkpoint's top-1 class (default: 98)",
     )
-    parser.add_argument("--min-images", type=int, metavar="N", help="int8: verify on at least N images (default: 200)")
+    parser.add_argument(
+        "--min-images", type=whole(1, 10_000_000), metavar="N", help="int8: verify on at least N images (default: 200)"
+    )
     parser.add_argument(
         "--mindir-version", type=int, choices=(1, 3), help="mindir: version 1 (default) loads in more runtimes"
     )
     parser.add_argument("--lite-python", metavar="PATH", help="path of a Python that has MindSpore Lite")
     parser.add_argument(
         "--verify",
-        type=int,
+        type=whole(1, 10_000_000),
         default=1000,
         metavar="N",
         help="verify on N images, evenly spread over the split that training evaluated, val or else test "
@@ -96,6 +115,7 @@ def parse() -> Namespace:
     )
     parser.add_argument(
         "--golden",
+        type=existing_file,
         metavar="IMAGE",
         help="also write PATH.golden.json: the pixels and probabilities that an application must find for this JPEG or "
         "PNG",

@@ -1,12 +1,21 @@
 """Train a network: python train.py --config configs/quickstart.yaml [section.key=value …]"""
 
 import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # PYTHONSAFEPATH leaves it out
+
+import src  # noqa: F401 - first, because from here on a signal ends the script with one line
+
+# isort: split
+
 from argparse import Namespace
 from pathlib import Path
 from typing import Any, Optional
 
+from src.arguments import existing
 from src.config.load import load_config, make_config
-from src.config.schema import Config
+from src.config.schema import MINDCV, Config
 from src.config.yaml_text import parse_yaml
 from src.errors import ArgumentParser, UserError, run
 
@@ -21,16 +30,19 @@ def main() -> None:
 
     # The device and, under msrun, the other processes. Only the first process prints and uses the run folder.
     from src.runs.resume import open_run
+    from src.runtime.agreement import refuse_unlike, settings_of
     from src.runtime.device import keep_device, use_device
     from src.runtime.parallel import join_ranks
 
     use_device(config.runtime, config.train.seed)
     ranks = join_ranks()
     with ranks.output():
+        refuse_unlike({"--resume": args.resume, "--overwrite": args.overwrite}, ranks)
         if later:
             saved = ranks.from_first(lambda: saved_config(args).read_bytes())
             config = read_config(args, saved.decode())
             keep_device(config.runtime, config.train.seed)
+        refuse_unlike(settings_of(config), ranks)
         for override in args.overrides:
             print(f"override {override}")
         folder, resumed = open_run(config, args.resume, args.overwrite, ranks)
@@ -41,7 +53,9 @@ def main() -> None:
 def parse() -> Namespace:
     """Return the command-line arguments."""
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--config", help="YAML file of settings; src/config/schema.py lists every setting")
+    parser.add_argument(
+        "--config", type=existing, help="YAML file of settings; src/config/schema.py lists every setting"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the run that run.dir already holds")
     parser.add_argument(
         "--resume",
@@ -97,6 +111,7 @@ def train(config: Config, folder: Any, resumed: Any, ranks: Any) -> None:
     from src.data.datasets import load_samples
     from src.data.loading import count_bad, eval_loader, train_loader
     from src.runs.resume import choose_workers, refuse_workers
+    from src.runtime.agreement import data_of, refuse_unlike
     from src.training.distillation import create_teacher
     from src.training.interrupts import Interrupts
     from src.training.loop import fit
@@ -106,11 +121,14 @@ def train(config: Config, folder: Any, resumed: Any, ranks: Any) -> None:
     from src.training.step import TrainStep
     from src.training.trainer import Trainer
 
+    check_files(config, resumed)
+
     # Training images are shuffled and augmented; each stage of progressive resizing has its loader. For evaluation,
     # every image comes once and in order.
     train_samples = load_samples(config.data, "train")
     test_samples = load_samples(config.data, "eval", train_samples.classes)
     classes = class_names(config, train_samples.classes)
+    refuse_unlike(data_of({"training": train_samples, "test": test_samples}), ranks)
     config.data.workers = choose_workers(config, resumed, ranks)
     sizes = config.train.image_sizes or [config.data.image_size]
     loaders = [train_loader(config, train_samples, ranks.rank, ranks.count, size) for size in sizes]
@@ -133,9 +151,9 @@ def train(config: Config, folder: Any, resumed: Any, ranks: Any) -> None:
         folder.start(config)
     if config.log.tensorboard and ranks.is_first:
         folder.open_events(trainer.state.epoch * rates.shape[1])
-    if config.train.on_nonfinite == "rollback" and not resumed:
-        trainer.save()
-    for note in (*train_samples.notes, *test_samples.notes):
+    if not resumed:
+        trainer.save()  # so a run that has anything else also has a state to resume from
+    for note in dict.fromkeys((*train_samples.notes, *test_samples.notes)):
         print(f"note: {note}")
     print(
         f"{config.model.name} {config.model.width}x: {network.params:,} parameters, {network.macs / 1e6:.1f} M MACs at "
@@ -149,12 +167,30 @@ def train(config: Config, folder: Any, resumed: Any, ranks: Any) -> None:
     # Each epoch of training is followed by an evaluation.
     fit(trainer, loaders, rates, network.validation)
 
-    # The results.
+    # The results. A signal waits until they are complete.
+    trainer.interrupts.hold()
     bad = {"train": count_bad(loaders, ranks), "test": count_bad([test_batches], ranks)}
     summary = {**trainer.summary(network.params, network.macs), "bad_images": bad}
     if ranks.is_first:
         folder.finish(trainer.state, summary, classes)
+    trainer.interrupts.release()
     print_summary(summary, folder.path)
+
+
+def check_files(config: Config, resumed: Any) -> None:
+    """Raise a `UserError` if a file of weights that the config names is missing.
+
+    It comes before the images are listed, which can take minutes. A `resumed` run has the weights of its network.
+    """
+    teacher = config.distill.teacher
+    paths = {
+        "model.pretrained": None if resumed else config.model.pretrained,
+        "distill.teacher": None if teacher is None or teacher.startswith(MINDCV) else teacher,
+        "distill.pretrained": config.distill.pretrained,
+    }
+    for key, path in paths.items():
+        if path is not None and not Path(path).is_file():
+            raise UserError(f"{key}: {path}: no such file")
 
 
 def class_names(config: Config, names: list[str]) -> list[str]:

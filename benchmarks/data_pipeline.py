@@ -30,6 +30,7 @@ from mindspore.dataset import ImageFolderDataset, vision
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
+from src.arguments import whole
 from src.config.load import make_config
 from src.data.datasets import load_samples
 from src.data.loading import Loader, eval_loader, train_loader
@@ -37,6 +38,7 @@ from src.data.samples import Samples
 from src.data.transforms import View
 from src.errors import ArgumentParser, UserError, run
 from src.files import write_json
+from src.outputs import add_overwrite, check_outputs, output_files
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, HEIGHT = 500, 375
@@ -78,19 +80,24 @@ CASES = {
 def main():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--images", type=int, default=2048, help="number of files; the arrays are 8 times as many (default: 2048)"
+        "--images",
+        type=whole(2, 1_000_000),
+        default=2048,
+        help="number of files; the arrays are 8 times as many (default: 2048)",
     )
-    parser.add_argument("--rounds", type=int, default=5, help="timed epochs of each case (default: 5)")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=whole(1, 10_000), default=5, help="timed epochs of each case (default: 5)")
+    parser.add_argument("--batch", type=whole(2, 16_384), default=64)
     parser.add_argument(
         "--workers", default=str(min(os.cpu_count() or 1, 8)), help="such as 1,2 (default: one per core, at most 8)"
     )
     parser.add_argument("--source", choices=CASES, help="measure only this source (default: all)")
     parser.add_argument("--memory", action="store_true", help="measure the memory after each of 20 epochs instead")
     parser.add_argument("--json", metavar="PATH", help="also write all figures to this file")
+    add_overwrite(parser)
     args = parser.parse_args()
-    if not 2 <= args.batch <= args.images or args.rounds < 1:
-        raise UserError("--batch must be at least 2, --images at least --batch, and --rounds at least 1")
+    check_outputs(output_files("--json", args.json, ".json"), {}, args.overwrite)
+    if args.batch > args.images:
+        raise UserError(f"--batch: must be at most --images (found {args.batch}, expected at most {args.images})")
 
     figures = {"mindspore": ms.__version__, "cores": os.cpu_count(), "batch": args.batch, "images": args.images}
     with tempfile.TemporaryDirectory() as folder:
@@ -106,7 +113,7 @@ def main():
                 else:
                     figures[name] = measure(loaders, args.rounds)
                     print_figures(name, figures[name])
-    if args.json:
+    if args.json is not None:
         write_json(figures, args.json)
 
 

@@ -10,25 +10,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from src.arguments import whole
 from src.deploy.description import read_description
 from src.deploy.runtimes.lite import HOW_TO_GET, find_lite
 from src.deploy.runtimes.timing import measure, runners_for
 from src.errors import ArgumentParser, UserError, run
 from src.files import write_json
+from src.outputs import add_overwrite, check_outputs, output_files
 
 
 def main():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", metavar="FILE", help=".mindir, .ms or .onnx files of export.py")
     parser.add_argument(
-        "--threads", type=int, default=1, help="threads of each runtime; 0: the runtime decides (default: 1)"
+        "--threads", type=whole(0, 1024), default=1, help="threads of each runtime; 0: the runtime decides (default: 1)"
     )
-    parser.add_argument("--rounds", type=int, default=20, help="rounds of four timed runs (default: 20)")
+    parser.add_argument("--rounds", type=whole(1, 10_000), default=20, help="rounds of four timed runs (default: 20)")
     parser.add_argument("--lite-python", metavar="PATH", help="the Python that has MindSpore Lite")
     parser.add_argument("--json", metavar="PATH", help="also write the figures to this file")
+    add_overwrite(parser)
     args = parser.parse_args()
-    if args.threads < 0 or args.rounds < 1:
-        raise UserError("--threads must be at least 0 and --rounds at least 1")
+    read = {f"FILE {name}": name for path in args.files for name in (path, f"{path}.json")}
+    check_outputs(output_files("--json", args.json, ".json"), read, args.overwrite)
     lite = find_lite(args.lite_python)
     if lite is None:
         print(f"MindSpore Lite was not found and is left out: {HOW_TO_GET}")
@@ -45,7 +48,7 @@ def main():
     for _, runner, _ in jobs:
         runner.close()
     print_rows(rows)
-    if args.json:
+    if args.json is not None:
         write_json({"threads": args.threads, "rounds": args.rounds, "results": rows}, args.json)
         print(f"written: {args.json}")
 

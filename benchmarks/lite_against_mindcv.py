@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import mindspore as ms
 import numpy as np
 
+from src.arguments import whole
 from src.config.load import make_config
 from src.deploy.export import Deployed
 from src.deploy.graph.mindir import read_mindir, write_mindir
@@ -26,6 +27,7 @@ from src.deploy.runtimes.timing import measure
 from src.errors import ArgumentParser, UserError, did_you_mean, run
 from src.files import write_json
 from src.models import create_model
+from src.outputs import add_overwrite, check_outputs, output_files
 
 PLAIN = {  # network:width, and the name in mindcv
     "shufflenet_v1:0.5": "shufflenet_v1_g3_05",
@@ -53,11 +55,13 @@ def main():
         "networks", nargs="*", metavar="NAME:WIDTH", help="default: all networks and widths that mindcv has too"
     )
     parser.add_argument("--input", choices=INPUTS, default="image", help="input of both files, as in export.py")
-    parser.add_argument("--threads", type=int, default=1, help="threads of MindSpore Lite (default: 1)")
-    parser.add_argument("--rounds", type=int, default=20, help="rounds of four timed runs (default: 20)")
+    parser.add_argument("--threads", type=whole(1, 1024), default=1, help="threads of MindSpore Lite (default: 1)")
+    parser.add_argument("--rounds", type=whole(1, 10_000), default=20, help="rounds of four timed runs (default: 20)")
     parser.add_argument("--lite-python", metavar="PATH", help="the Python that has MindSpore Lite")
     parser.add_argument("--json", metavar="PATH", help="also write the figures to this file")
+    add_overwrite(parser)
     args = parser.parse_args()
+    check_outputs(output_files("--json", args.json, ".json"), {}, args.overwrite)
     names = args.networks or list(PLAIN)
     for name in names:
         if name not in PLAIN:
@@ -88,7 +92,7 @@ def main():
         ratio = float(np.median(np.divide(ours["best_ms"], plain["best_ms"])))
         figures[name] = {"ours_ms": ours["median_ms"], "plain_ms": plain["median_ms"], "ratio": ratio}
         print(f"{name:<{width}}  {ours['median_ms']:>7.2f}  {plain['median_ms']:>8.2f}  {ratio:>5.2f}", flush=True)
-    if args.json:
+    if args.json is not None:
         write_json({"input": args.input, "threads": args.threads, "rounds": args.rounds, "results": figures}, args.json)
 
 

@@ -22,13 +22,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from src.arguments import whole
 from src.config.load import load_config
 from src.data.datasets import load_samples
 from src.data.loading import train_loader
-from src.errors import ArgumentParser, UserError, run
+from src.errors import ArgumentParser, run
 from src.files import write_json
 from src.kernels.convert import use_kernels
 from src.models import create_model
+from src.outputs import add_overwrite, check_outputs, output_files
 from src.runs.folder import CURVES_SECONDS, RunFolder
 from src.runs.progress import Progress
 from src.runtime.device import use_device
@@ -48,11 +50,11 @@ TARGET = 0.01  # largest share of the steps' time
 
 def main():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=4, help="epochs of 44 steps to train (default: 4)")
+    parser.add_argument("--epochs", type=whole(1, 10_000), default=4, help="epochs of 44 steps to train (default: 4)")
     parser.add_argument("--json", metavar="PATH", help="also write the figures to this file")
+    add_overwrite(parser)
     args = parser.parse_args()
-    if args.epochs < 1:
-        raise UserError(f"--epochs {args.epochs}: must be at least 1")
+    check_outputs(output_files("--json", args.json, ".json"), {}, args.overwrite)
 
     config = load_config(CONFIG, ["log.every_steps=1"])
     with tempfile.TemporaryDirectory() as folder:
@@ -72,7 +74,7 @@ def main():
         f"logging during training: {figures['share']:.2%} of the steps' time (target: below {TARGET:.0%}); "
         f"with the end of the run: {figures['share_with_end']:.2%}, in CPU time {figures['cpu_share_with_end']:.2%}"
     )
-    if args.json:
+    if args.json is not None:
         write_json(figures, args.json)
 
 

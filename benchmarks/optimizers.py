@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import mindspore as ms
 import numpy as np
 
+from src.arguments import above_zero, whole
 from src.config.load import make_config
 from src.config.schema import OPTIMIZERS
 from src.errors import ArgumentParser, run
@@ -33,9 +34,9 @@ STEPS = 20
 def main():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="mobilenet_v2", help="as model.name in a config (default: mobilenet_v2)")
-    parser.add_argument("--width", type=float, default=0.25, help="width multiplier (default: 0.25)")
-    parser.add_argument("--size", type=int, default=32, help="side of the images in pixels (default: 32)")
-    parser.add_argument("--batch", type=int, default=8, help="images per batch (default: 8)")
+    parser.add_argument("--width", type=above_zero(100), default=0.25, help="width multiplier (default: 0.25)")
+    parser.add_argument("--size", type=whole(8, 1024), default=32, help="side of the images in pixels (default: 32)")
+    parser.add_argument("--batch", type=whole(1, 16_384), default=8, help="images per batch (default: 8)")
     args = parser.parse_args()
     configs = {
         name: make_config(

@@ -18,12 +18,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import mindspore as ms
 import numpy as np
 
+from src.arguments import above_zero, whole
 from src.config.load import make_config
 from src.errors import ArgumentParser, UserError, run
 from src.evaluation.evaluate import make_eval_step
 from src.files import write_json
 from src.kernels.convert import use_kernels
 from src.models import create_model
+from src.outputs import add_overwrite, check_outputs, output_files
 from src.runtime.device import use_device
 from src.training.optimizer import create_optimizer
 from src.training.step import TrainStep
@@ -37,26 +39,30 @@ WARM_UP = 2  # steps that are not timed; the first step compiles
 def main():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="mobilenet_v2", help="as model.name in a config (default: mobilenet_v2)")
-    parser.add_argument("--width", type=float, default=1.0, help="width multiplier (default: 1.0)")
-    parser.add_argument("--groups", type=int, help="shufflenet_v1 only: groups of its 1x1 convolutions")
+    parser.add_argument("--width", type=above_zero(100), default=1.0, help="width multiplier (default: 1.0)")
+    parser.add_argument("--groups", type=whole(1, 1000), help="shufflenet_v1 only: groups of its 1x1 convolutions")
     parser.add_argument("--layout", help="shufflenet_v2 only: authors or equal_split")
-    parser.add_argument("--stem-stride", type=int, default=2, help="1 for small images (default: 2)")
-    parser.add_argument("--batch", type=int, default=16, help="images per batch (default: 16)")
-    parser.add_argument("--size", type=int, default=224, help="side of the images in pixels (default: 224)")
-    parser.add_argument("--steps", type=int, default=10, help="timed steps with each kind of kernels (default: 10)")
+    parser.add_argument("--stem-stride", type=int, choices=(1, 2), default=2, help="1 for small images (default: 2)")
+    parser.add_argument("--batch", type=whole(1, 16_384), default=16, help="images per batch (default: 16)")
+    parser.add_argument("--size", type=whole(8, 1024), default=224, help="side of the images in pixels (default: 224)")
+    parser.add_argument(
+        "--steps", type=whole(1, 100_000), default=10, help="timed steps with each kind of kernels (default: 10)"
+    )
     parser.add_argument("--kernels", default="native,stock", help="kinds to compare (default: native,stock)")
     parser.add_argument("--forward", action="store_true", help="measure inference instead of training")
     parser.add_argument(
         "--json", metavar="PATH", help="also write the figures to this file; -: as the last line of stdout"
     )
+    add_overwrite(parser)
     args = parser.parse_args()
+    check_outputs([] if args.json == "-" else output_files("--json", args.json, ".json"), {}, args.overwrite)
 
     kinds = args.kernels.split(",")
     for kind in kinds:
         if kind not in KERNELS:
             raise UserError(f"--kernels {kind}: is not one of {', '.join(KERNELS)}")
-    if args.batch < 1 + (not args.forward) or args.steps < 1:
-        raise UserError("--batch must be at least 2 (at least 1 with --forward), and --steps at least 1")
+    if args.batch == 1 and not args.forward:
+        raise UserError("--batch: must be at least 2 without --forward (found 1)")
     configs = {kind: config_of(args, kind) for kind in kinds}
 
     figures = measure(configs, args)
@@ -70,7 +76,7 @@ def main():
         print(f"{kinds[0]} / {kinds[1]}: {figures['speedup']:.2f} times the images/s")
     if args.json == "-":
         print(json.dumps(figures))
-    elif args.json:
+    elif args.json is not None:
         write_json(figures, args.json)
 
 

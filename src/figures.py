@@ -25,10 +25,15 @@ def new_figure(width: float, height: float, layout: Any = "constrained") -> Figu
 
 @contextlib.contextmanager
 def any_letters() -> Iterator[None]:
-    """Draw characters that are missing in the font as boxes, without a warning."""
+    """Draw any text without a warning: characters that are missing in the font, right-to-left writing, long names."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        warnings.simplefilter("ignore", UserWarning)
         yield
+
+
+def plain(text: str) -> str:
+    """Return a text that matplotlib draws as it is: dollar signs mean no formula, and lone surrogates are escaped."""
+    return text.replace("$", r"\$").encode("utf-8", "backslashreplace").decode()
 
 
 def save(figure: Figure, target: Target) -> None:
@@ -57,7 +62,7 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any], path
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
     # In the first epochs, BatchNorm can give test losses far above any training loss. They would flatten all curves.
-    loss.set_ylim(0, 1.5 * max(row["train_loss"] for row in rows))
+    loss.set_ylim(0, 1.5 * max(row["train_loss"] for row in rows) or 1)
     loss.legend(frameon=False)
     accuracy.axhline(best["top1"] * 100, color=TEST, linewidth=0.8, linestyle=":")
     accuracy.set_title(f"best test top-1 {best['top1']:.2%} at epoch {best['epoch']}", fontsize=10)
@@ -70,7 +75,7 @@ def plot_confusion(confusion: np.ndarray, classes: Sequence[str], path: Target) 
     `confusion` counts images by (true class, predicted class). The colour of a cell is its share of the true class.
     """
     count = len(classes)
-    names = list(classes) if count <= 50 else [str(count)]
+    names = [plain(name) for name in classes] if count <= 50 else [str(count)]
     figure = new_figure(1, 1, layout=None)
     # Fixed margins, as for the curves: inches for the longest class name and the label of the axis.
     renderer, font = FigureCanvasAgg(figure).get_renderer(), FontProperties(size=rcParams["xtick.labelsize"])
@@ -103,5 +108,5 @@ def plot_contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], pa
     for axes, image, caption in zip(figure.axes, images, captions):
         gray = image.shape[-1] == 1
         axes.imshow(image[..., 0] if gray else image, cmap="gray" if gray else None, vmin=0, vmax=255)
-        axes.set_title(caption, fontsize=8)
+        axes.set_title(plain(caption), fontsize=8)
     save(figure, path)

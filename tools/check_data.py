@@ -3,25 +3,33 @@
 Decodes every image once. Reports damaged and empty files, wrong file extensions, duplicates, class counts and
 imbalance, and the range of image sizes. Also reports leakage: the same image in several splits. Near-duplicates are
 images of different splits that look alike, such as a photo and its smaller copy; look at them, because some may be
-different images. The exit code is 1 if an image is bad or leaks.
+different images. The exit code is 1 if an image is bad or leaks, or if a folder cannot be read.
 """
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import src  # noqa: F401 - first, because from here on a signal ends the script with one line
+
+# isort: split
 
 import argparse
 import collections
 import hashlib
 import io
 import itertools
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from src.arguments import existing
 from src.config.load import load_config
 from src.errors import ArgumentParser, run
 from src.files import write_json
+from src.outputs import add_overwrite, check_outputs, output_files
 
 IMAGES_AT_ONCE = 256
 LISTED = 20  # lines of each list that are printed; --json has all of them
@@ -63,9 +71,11 @@ def main():
     args = parse()
     config = load_config(args.config, args.overrides)
 
-    from src.data.datasets import load_samples, splits_of
+    from src.data.datasets import inputs_of, load_samples, splits_of
     from src.data.loading import workers_of
 
+    outputs = output_files("--json", args.json, ".json")
+    check_outputs(outputs, {"--config": args.config, **inputs_of(config.data)}, args.overwrite)
     data = config.data.model_copy(update={"on_bad_image": "skip"})  # to find all bad images, not just the first
     report, places_of, looks_of, classes = {"splits": {}}, {}, {}, None
     # A folder without any split is an error, which loading the training split reports.
@@ -90,8 +100,11 @@ def main():
 
 def parse():
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="YAML file of settings; only the section `data` is used")
+    parser.add_argument(
+        "--config", type=existing, required=True, help="YAML file of settings; only the section `data` is used"
+    )
     parser.add_argument("--json", metavar="PATH", help="also write all findings to this file")
+    add_overwrite(parser)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the file's")
     return parser.parse_intermixed_args()
 
@@ -134,14 +147,14 @@ def examine(name, path, image):
     """Return the `Finding` of one image; the arguments are what `contents` yields."""
     from PIL import Image
 
-    from src.data.formats import ImageError, decodable, decode, decoder_takes, format_of, size_of
+    from src.data.formats import ImageError, decodable, decode, decoder_takes, format_of, read_file, size_of
 
     if path is None and not isinstance(image, bytes):
         digest = hashlib.sha256(image.tobytes()).digest()
         pixels = image[..., 0] if image.shape[-1] == 1 else image
         return Finding(name, digest, (image.shape[1], image.shape[0]), look_of(Image.fromarray(pixels)))
     try:
-        content = Path(path).read_bytes() if path else image
+        content = read_file(path) if path else image
     except OSError as error:
         return Finding(name, name.encode(), problem=error.strerror)
     kind, digest = format_of(content[:12]), hashlib.sha256(content).digest()
@@ -283,7 +296,7 @@ def report_of(samples, findings):
     counts = collections.Counter(samples.labels.tolist())
     return {
         "images": len(samples),
-        "bad": {finding.name: finding.problem for finding in findings if finding.problem},
+        "bad": {**samples.unreadable, **{finding.name: finding.problem for finding in findings if finding.problem}},
         "misnamed": {finding.name: finding.misnamed for finding in findings if finding.misnamed},
         "notes": list(samples.notes),
         "classes": {name: counts[label] for label, name in enumerate(samples.classes)},

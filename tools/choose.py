@@ -6,17 +6,23 @@ Networks are compiled in order of their MACs, the smallest first; after --second
 Then the compiled networks are timed in turn.
 """
 
-import argparse
-import math
+import os
 import sys
-from pathlib import Path
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import src  # noqa: F401 - first, because from here on a signal ends the script with one line
+
+# isort: split
+
+import argparse
 from time import perf_counter
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from src.arguments import above_zero, whole
 from src.config.load import make_config
 from src.errors import ArgumentParser, UserError, did_you_mean, run
-from src.files import make_parent, write_json
+from src.files import make_parent, replacing, write_json
+from src.outputs import add_overwrite, check_outputs, output_files
 
 LIMITS = {"max_ms": "ms", "max_params": "params", "max_macs": "macs"}
 
@@ -41,38 +47,38 @@ def main():
     print(f"\n{len(fitting)} of {len(variants)} fit (*)" + (f"; the most accurate: {best['variant']}" if best else ""))
     if unmeasured:
         print(f"not measured, for lack of time (--seconds {args.seconds:g}): {'; '.join(unmeasured)}")
-    if args.json:
+    if args.json is not None:
         content = {"image_size": args.image_size, "limits": limits, "unmeasured": unmeasured, "variants": variants}
         write_json(content, args.json)
-    if args.plot:
-        plot_choice(variants, limits, make_parent(args.plot))
+    if args.plot is not None:
+        with replacing(make_parent(args.plot)) as partial:
+            plot_choice(variants, limits, partial)
 
 
 def parse():
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--max-ms", type=float, help="milliseconds per image on this machine; measuring takes time")
-    parser.add_argument("--max-params", type=float, help="parameters, such as 3e6")
-    parser.add_argument("--max-macs", type=float, help="MACs per image, such as 150e6")
-    parser.add_argument("--model", action="append", help="consider this network only; may be repeated (default: all)")
-    parser.add_argument("--image-size", type=int, default=224, help="pixels (default: 224)")
     parser.add_argument(
-        "--repeats", type=int, default=10, help="the latency is the median of this many runs (default: 10)"
+        "--max-ms", type=above_zero(1e9), help="milliseconds per image on this machine; measuring takes time"
+    )
+    parser.add_argument("--max-params", type=above_zero(1e15), help="parameters, such as 3e6")
+    parser.add_argument("--max-macs", type=above_zero(1e15), help="MACs per image, such as 150e6")
+    parser.add_argument("--model", action="append", help="consider this network only; may be repeated (default: all)")
+    parser.add_argument("--image-size", type=whole(8, 1024), default=224, help="pixels (default: 224)")
+    parser.add_argument(
+        "--repeats", type=whole(1, 10_000), default=10, help="the latency is the median of this many runs (default: 10)"
     )
     parser.add_argument(
-        "--seconds", type=float, default=75, help="compile no further network after this time (default: 75)"
+        "--seconds", type=above_zero(1e9), default=75, help="compile no further network after this time (default: 75)"
     )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, gpu or ascend")
     parser.add_argument("--json", metavar="PATH", help="also write the figures to this file")
     parser.add_argument("--plot", metavar="PATH", help="also draw top-1 against latency or MACs into this PNG")
+    add_overwrite(parser)
     args = parser.parse_args()
-    given = [option for option in (*LIMITS, "seconds", "repeats") if getattr(args, option) is not None]
-    for option in given:
-        if not 0 < getattr(args, option) < math.inf:
-            raise UserError(f"--{option.replace('_', '-')} {getattr(args, option):g}: must be above 0")
-    if not set(given) & set(LIMITS):
+    if all(getattr(args, option) is None for option in LIMITS):
         raise UserError("a limit must be given: --max-ms, --max-params or --max-macs")
-    if args.plot and Path(args.plot).suffix != ".png":
-        raise UserError(f"--plot {args.plot}: must end with .png")
+    outputs = [*output_files("--json", args.json, ".json"), *output_files("--plot", args.plot, ".png")]
+    check_outputs(outputs, {}, args.overwrite)
     return args
 
 

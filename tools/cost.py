@@ -3,16 +3,24 @@
 Instead of --model, --config takes the network from a config file, and --all prints the totals of every variant.
 """
 
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import src  # noqa: F401 - first, because from here on a signal ends the script with one line
+
+# isort: split
+
 import argparse
 import itertools
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from src.arguments import above_zero, existing, whole
 from src.config.load import load_config, make_config
+from src.config.schema import MOST_CLASSES
 from src.errors import ArgumentParser, UserError, run
-from src.files import make_parent, write_json
+from src.files import make_parent, replacing, write_json
+from src.outputs import add_overwrite, check_outputs, output_files
 
 MODEL_ONLY = ("width", "groups", "layout")
 
@@ -39,32 +47,41 @@ def main():
         print_layers(content["layers"])
         print_totals(content)
         rows, title = content["blocks"], f"{content['variant']}, {content['image_size']} pixels"
-    if args.json:
+    if args.json is not None:
         write_json(content, args.json)
-    if args.plot:
-        plot_costs(rows, "variant" if args.all else "block", title, make_parent(args.plot))
+    if args.plot is not None:
+        with replacing(make_parent(args.plot)) as partial:
+            plot_costs(rows, "variant" if args.all else "block", title, partial)
 
 
 def parse():
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument("--model", help="a network, such as shufflenet_v2")
-    chosen.add_argument("--config", metavar="PATH", help="a config file: its network, image size, channels and classes")
+    chosen.add_argument(
+        "--config",
+        type=existing,
+        metavar="PATH",
+        help="a config file: its network, image size, channels and classes",
+    )
     chosen.add_argument("--all", action="store_true", help="count every variant of every network, totals only")
-    parser.add_argument("--width", type=float, help="width multiplier (default: 1.0)")
-    parser.add_argument("--groups", type=int, help="shufflenet_v1 only: groups of its 1x1 convolutions (default: 3)")
+    parser.add_argument("--width", type=above_zero(100), help="width multiplier (default: 1.0)")
+    parser.add_argument(
+        "--groups", type=whole(1, 1000), help="shufflenet_v1 only: groups of its 1x1 convolutions (default: 3)"
+    )
     parser.add_argument("--layout", help="shufflenet_v2 only: authors (default) or equal_split")
-    parser.add_argument("--image-size", type=int, help="pixels (default: 224)")
-    parser.add_argument("--classes", type=int, help="outputs (default: 1000)")
+    parser.add_argument("--image-size", type=whole(8, 1024), help="pixels (default: 224)")
+    parser.add_argument("--classes", type=whole(2, MOST_CLASSES), help="outputs (default: 1000)")
     parser.add_argument("--json", metavar="PATH", help="also write all figures to this file")
     parser.add_argument("--plot", metavar="PATH", help="also draw MACs, parameters and bytes per block into this PNG")
+    add_overwrite(parser)
     args = parser.parse_args()
     if not args.model:
         for key in (*MODEL_ONLY, *(("image_size", "classes") if args.config else ())):
             if getattr(args, key) is not None:
                 raise UserError(f"--{key.replace('_', '-')}: cannot be used with {'--all' if args.all else '--config'}")
-    if args.plot and Path(args.plot).suffix != ".png":
-        raise UserError(f"--plot {args.plot}: must end with .png")
+    outputs = [*output_files("--json", args.json, ".json"), *output_files("--plot", args.plot, ".png")]
+    check_outputs(outputs, {"--config": args.config}, args.overwrite)
     return args
 
 

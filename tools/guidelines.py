@@ -10,15 +10,22 @@ G4: ResNet's bottleneck (1x1, 3x3, 1x1), with and without ReLU and shortcut. The
 channels; the paper does not give it.
 """
 
-import argparse
+import os
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+import src  # noqa: F401 - first, because from here on a signal ends the script with one line
+
+# isort: split
+
+import argparse
+
+from src.arguments import whole
 from src.config.load import make_config
-from src.errors import ArgumentParser, UserError, run
-from src.files import make_parent, write_json
+from src.errors import ArgumentParser, run
+from src.files import make_parent, replacing, write_json
+from src.outputs import add_overwrite, check_outputs, output_files
 
 TITLES = {
     "G1": "input to output channels",
@@ -53,28 +60,29 @@ def main():
                 f"{line['line']:<{width}}  {line['macs']:>11,}  {line['ms']:>7.2f}  {line['images_per_second']:>8.1f}"
                 f"  {line['relative']:>8.2f}  {line['paper_relative']:>11.2f}"
             )
-    if args.json:
+    if args.json is not None:
         write_json({"image_size": args.image_size, "repeats": args.repeats, "lines": lines}, args.json)
-    if args.plot:
-        plot_guidelines(lines, TITLES, make_parent(args.plot))
+    if args.plot is not None:
+        with replacing(make_parent(args.plot)) as partial:
+            plot_guidelines(lines, TITLES, partial)
 
 
 def parse():
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--channels", type=int, default=64, help="of the first line; table 1 has half (default: 64)")
-    parser.add_argument("--image-size", type=int, default=56, help="side of the feature maps (default: 56)")
     parser.add_argument(
-        "--repeats", type=int, default=30, help="each time is the median of this many runs (default: 30)"
+        "--channels", type=whole(8, 512), default=64, help="of the first line; table 1 has half (default: 64)"
+    )
+    parser.add_argument("--image-size", type=whole(1, 256), default=56, help="side of the feature maps (default: 56)")
+    parser.add_argument(
+        "--repeats", type=whole(1, 10_000), default=30, help="each time is the median of this many runs (default: 30)"
     )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, gpu or ascend")
     parser.add_argument("--json", metavar="PATH", help="also write the figures to this file")
     parser.add_argument("--plot", metavar="PATH", help="also draw the relative speeds into this PNG")
+    add_overwrite(parser)
     args = parser.parse_args()
-    for option, least in (("channels", 8), ("image_size", 1), ("repeats", 1)):
-        if getattr(args, option) < least:
-            raise UserError(f"--{option.replace('_', '-')} {getattr(args, option)}: must be at least {least}")
-    if args.plot and Path(args.plot).suffix != ".png":
-        raise UserError(f"--plot {args.plot}: must end with .png")
+    outputs = [*output_files("--json", args.json, ".json"), *output_files("--plot", args.plot, ".png")]
+    check_outputs(outputs, {}, args.overwrite)
     return args
 
 

@@ -3,13 +3,22 @@
 python tools/import_weights.py mobilenet_v2.safetensors --model mobilenet_v2 --width 1.0 --output mobilenet_v2.ckpt
 """
 
+import os
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+import src  # noqa: F401 - first, because from here on a signal ends the script with one line
+
+# isort: split
+
+
+from src.arguments import above_zero, existing_file, whole
 from src.config.load import make_config
+from src.config.schema import MOST_CLASSES
 from src.errors import ArgumentParser, UserError, run
+from src.files import make_parent
+from src.outputs import add_overwrite, check_outputs, output_files
 
 
 def main():
@@ -30,7 +39,7 @@ def main():
         raise UserError(f"--classes {args.classes}: is not the number of outputs of {args.source}")
     config.model.norm_epsilon, config.model.padding = imported.norm_epsilon, imported.padding
     names = [str(i) for i in range(args.classes)]
-    save_checkpoint(args.output, classifier.parameters_dict(), config, names, epoch=0, best=None)
+    save_checkpoint(make_parent(args.output), classifier.parameters_dict(), config, names, epoch=0, best=None)
     print(
         f"{args.output}: {args.model} {args.width}x with {args.classes} outputs, all weights from {imported.origin()}"
     )
@@ -38,23 +47,31 @@ def main():
 
 def parse():
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("source", help="a .ckpt of mindcv, or a .safetensors or .pth of torchvision or timm")
-    parser.add_argument("--model", required=True, help="this project's name of the network, such as mobilenet_v2")
-    parser.add_argument("--width", type=float, default=1.0, help="width multiplier (default: 1.0)")
-    parser.add_argument("--groups", type=int, help="shufflenet_v1 only (default: 3)")
-    parser.add_argument("--layout", help="shufflenet_v2 only: authors (default; mindcv) or equal_split (torchvision)")
-    parser.add_argument("--classes", type=int, default=1000, help="number of classes of the weights (default: 1000)")
     parser.add_argument(
-        "--channels", type=int, default=3, help="channels of the network's input: 3 (default), or 1 for gray images"
+        "source", type=existing_file, help="a .ckpt of mindcv, or a .safetensors or .pth of torchvision or timm"
     )
-    parser.add_argument("--norm-epsilon", type=float, help="epsilon of BatchNorm, if it is not the source's default")
+    parser.add_argument("--model", required=True, help="this project's name of the network, such as mobilenet_v2")
+    parser.add_argument("--width", type=above_zero(100), default=1.0, help="width multiplier (default: 1.0)")
+    parser.add_argument("--groups", type=whole(1, 1000), help="shufflenet_v1 only (default: 3)")
+    parser.add_argument("--layout", help="shufflenet_v2 only: authors (default; mindcv) or equal_split (torchvision)")
+    parser.add_argument(
+        "--classes", type=whole(2, MOST_CLASSES), default=1000, help="number of classes of the weights (default: 1000)"
+    )
+    parser.add_argument(
+        "--channels",
+        type=int,
+        choices=(1, 3),
+        default=3,
+        help="channels of the network's input: 3 (default), or 1 for gray images",
+    )
+    parser.add_argument(
+        "--norm-epsilon", type=above_zero(1), help="epsilon of BatchNorm, if it is not the source's default"
+    )
     parser.add_argument("--padding", help="symmetric or same, if it is not the source's default")
     parser.add_argument("--output", required=True, metavar="PATH", help="the checkpoint to write, a .ckpt")
+    add_overwrite(parser)
     args = parser.parse_args()
-    if Path(args.output).suffix != ".ckpt":
-        raise UserError(f"--output {args.output}: must end with .ckpt")
-    if Path(args.output).exists():
-        raise UserError(f"--output {args.output}: exists already")
+    check_outputs(output_files("--output", args.output, ".ckpt"), {"SOURCE": args.source}, args.overwrite)
     return args
 
 

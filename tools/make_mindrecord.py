@@ -4,18 +4,24 @@ This helps on file systems that are slow with many small files. SOURCE is a conf
 a data set. The settings `data.name: mindrecord` and `data.root: OUT` read the packed folder OUT.
 """
 
-import argparse
-import io
 import os
 import sys
-import tempfile
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import src  # noqa: F401 - first, because from here on a signal ends the script with one line
+
+# isort: split
+
+import argparse
+import io
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from src.arguments import whole
 from src.config.load import load_config, make_config
 from src.errors import ArgumentParser, UserError, run
-from src.files import write_json
+from src.files import making_folder, write_json
+from src.outputs import Output, check_outputs
 
 QUALITY = 95  # of the JPEGs that --short-side writes
 
@@ -26,12 +32,12 @@ def main():
     if data.name == "mindrecord":
         raise UserError(f"{args.source}: is packed already")
 
-    from src.data.datasets import load_samples, splits_of
+    from src.data.datasets import inputs_of, load_samples, splits_of
     from src.data.mindrecord import DESCRIPTION, FORMAT
 
     out = Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as partial:
+    check_outputs([Output("OUT", out, is_folder=True)], inputs_of(data))
+    with making_folder(out) as partial:
         description = {"format": FORMAT, "classes": None, "splits": {}}
         for split in splits_of(data):
             samples = load_samples(data, split, description["classes"])
@@ -40,10 +46,7 @@ def main():
             description["splits"][split] = pack(partial, split, samples, args.short_side, shards, data)
         if "train" not in description["splits"]:
             raise UserError(f"{args.source}: has no training images")
-        write_json(description, Path(partial) / DESCRIPTION)
-        os.chmod(partial, 0o755)
-        os.replace(partial, out)
-        os.mkdir(partial)  # TemporaryDirectory needs a folder to remove
+        write_json(description, partial / DESCRIPTION)
     print(f"written: {out}; use it with data.name=mindrecord data.root={out}")
 
 
@@ -52,17 +55,11 @@ def parse():
     parser.add_argument("source", metavar="SOURCE", help="a .yaml file, an image folder, or a data set's name")
     parser.add_argument("out", metavar="OUT", help="the folder to make")
     parser.add_argument(
-        "--short-side", type=int, metavar="PIXELS", help="shrink larger images to this short side, as JPEG"
+        "--short-side", type=whole(8, 65_500), metavar="PIXELS", help="shrink larger images to this short side, as JPEG"
     )
-    parser.add_argument("--shards", type=int, default=8, help="files of the training split (default: 8)")
+    parser.add_argument("--shards", type=whole(1, 1000), default=8, help="files of the training split (default: 8)")
     parser.add_argument("overrides", nargs="*", metavar="data.key=value", help="such as data.val_fraction=0.2")
     args = parser.parse_intermixed_args()
-    if not 1 <= args.shards <= 1000:
-        raise UserError(f"--shards {args.shards}: must be from 1 to 1000")
-    if args.short_side is not None and args.short_side < 8:
-        raise UserError(f"--short-side {args.short_side}: must be at least 8")
-    if Path(args.out).exists():
-        raise UserError(f"{args.out}: exists already")
     return args
 
 
@@ -123,12 +120,12 @@ def content_of(image, short_side):
     """
     from PIL import Image
 
-    from src.data.formats import UPRIGHT, ImageError, decodable, decode, decoder_takes
+    from src.data.formats import UPRIGHT, ImageError, decodable, decode, decoder_takes, read_file
 
     if not isinstance(image, str):
         return image.tobytes(), UPRIGHT, None
     try:
-        content = Path(image).read_bytes()
+        content = read_file(image)
         usable, orientation = decodable(content)
         unchanged = usable is content and decoder_takes(usable)
         if unchanged and short_side is None:

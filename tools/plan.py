@@ -3,12 +3,18 @@
 python tools/plan.py --config configs/mobilenet_v2/imagenet.yaml --device ascend910 --devices 8
 """
 
-import argparse
+import os
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+import src  # noqa: F401 - first, because from here on a signal ends the script with one line
+
+# isort: split
+
+import argparse
+
+from src.arguments import existing, whole
 from src.config.load import load_config
 from src.errors import ArgumentParser, UserError, did_you_mean, run
 
@@ -51,19 +57,26 @@ def main():
 def parse():
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--config", required=True, action="append", metavar="PATH", help="YAML file of settings; may be repeated"
+        "--config",
+        type=existing,
+        required=True,
+        action="append",
+        metavar="PATH",
+        help="YAML file of settings; may be repeated",
     )
     parser.add_argument("--device", default="ascend910", help=f"{', '.join(DEVICES)} (default: ascend910)")
-    parser.add_argument("--devices", type=int, default=8, help="devices that train together (default: 8)")
-    parser.add_argument("--images", type=int, default=IMAGES, help=f"images per epoch (default: ImageNet's {IMAGES:,})")
+    parser.add_argument(
+        "--devices", type=whole(1, 1_000_000), default=8, help="devices that train together (default: 8)"
+    )
+    parser.add_argument(
+        "--images", type=whole(1, 10**12), default=IMAGES, help=f"images per epoch (default: ImageNet's {IMAGES:,})"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the files'")
     args = parser.parse_intermixed_args()
     if args.device not in DEVICES:
         raise UserError(
             f"--device {args.device}: is not one of {', '.join(DEVICES)}{did_you_mean(args.device, DEVICES)}"
         )
-    if args.devices < 1 or args.images < 1:
-        raise UserError("--devices and --images must be at least 1")
     return args
 
 

@@ -3,15 +3,22 @@
 python tools/plot_schedule.py --config configs/quickstart.yaml schedule.name=linear --output schedule.png
 """
 
-import argparse
+import os
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+import src  # noqa: F401 - first, because from here on a signal ends the script with one line
+
+# isort: split
+
+import argparse
+
+from src.arguments import existing, whole
 from src.config.load import load_config
 from src.errors import ArgumentParser, UserError, run
-from src.files import make_parent
+from src.files import make_parent, replacing
+from src.outputs import add_overwrite, check_outputs, output_files
 
 ROWS = 20  # the table has about this many rows at most
 
@@ -27,28 +34,34 @@ def main():
         steps = args.steps_per_epoch or steps_of_data(config, args.ranks)
         schedules[path] = steps, learning_rates(config, steps, args.ranks)
     print_table(schedules)
-    if args.output:
-        plot(schedules, make_parent(args.output))
+    if args.output is not None:
+        with replacing(make_parent(args.output)) as partial:
+            plot(schedules, partial)
 
 
 def parse():
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--config", required=True, action="append", metavar="PATH", help="YAML file of settings; may be repeated"
+        "--config",
+        type=existing,
+        required=True,
+        action="append",
+        metavar="PATH",
+        help="YAML file of settings; may be repeated",
     )
     parser.add_argument(
-        "--steps-per-epoch", type=int, metavar="N", help="updates per epoch (default: counted from the data)"
+        "--steps-per-epoch",
+        type=whole(1, 100_000),
+        metavar="N",
+        help="updates per epoch (default: counted from the data)",
     )
-    parser.add_argument("--ranks", type=int, default=1, help="devices that train together (default: 1)")
+    parser.add_argument("--ranks", type=whole(1, 100_000), default=1, help="devices that train together (default: 1)")
     parser.add_argument("--output", metavar="PATH", help="draw the schedules into this PNG")
+    add_overwrite(parser)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the files'")
     args = parser.parse_intermixed_args()
-    for option in ("steps_per_epoch", "ranks"):
-        value = getattr(args, option)
-        if value is not None and value < 1:
-            raise UserError(f"--{option.replace('_', '-')} {value}: must be at least 1")
-    if args.output and Path(args.output).suffix != ".png":
-        raise UserError(f"--output {args.output}: must end with .png")
+    configs = {f"--config {path}": path for path in args.config}
+    check_outputs(output_files("--output", args.output, ".png"), configs, args.overwrite)
     return args
 
 
@@ -82,17 +95,17 @@ def plot(schedules, path):
     """Draw the learning rates over the epochs into the PNG at `path`."""
     import numpy as np
 
-    from src.figures import new_figure
+    from src.figures import new_figure, plain, save
 
     figure = new_figure(9, 3.6)
     axes = figure.subplots()
-    for name, (steps, rates) in schedules.items():
-        axes.plot(np.arange(len(rates)) / steps, rates, label=name)
+    for number, (name, (steps, rates)) in enumerate(schedules.items(), start=1):
+        axes.plot(np.arange(len(rates)) / steps, rates, label=plain(f"({number}) {name}"))
     axes.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=110)
+    save(figure, path)
 
 
 if __name__ == "__main__":

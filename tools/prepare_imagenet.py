@@ -6,23 +6,29 @@ ILSVRC2012_devkit_t12.tar.gz. The images are written to OUT/train/<synset>/ and 
 differs from the archive's image is never overwritten. About 150 GB are needed.
 """
 
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import src  # noqa: F401 - first, because from here on a signal ends the script with one line
+
+# isort: split
+
 import argparse
 import contextlib
 import functools
 import gzip
 import io
-import os
 import re
 import shutil
-import sys
 import tarfile
 import zlib
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from src.errors import ArgumentParser, UserError, run
 from src.files import PARTIAL
+from src.outputs import located, refuse_place
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 META, LABELS = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"  # in a folder of DEVKIT
@@ -37,6 +43,7 @@ MAX_LABEL_BYTES = 2**26  # a larger file in DEVKIT is not the official one
 def main():
     args = parse()
     archives, out = Path(args.archives), Path(args.out)
+    refuse_place(f"OUT {out}", located(out / "train"))
     missing = [name for name in (TRAIN, VAL, DEVKIT) if not (archives / name).is_file()]
     if missing:
         raise UserError(f"{archives}: has no {missing[0]}; download it from image-net.org (after a registration)")

@@ -1,14 +1,22 @@
 """Compare runs in one HTML file: python tools/report.py runs/quickstart runs/other --output report.html"""
 
-import re
+import os
 import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import src  # noqa: F401 - first, because from here on a signal ends the script with one line
+
+# isort: split
+
+import re
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from src.arguments import whole
 from src.config.schema import SPLITS
 from src.errors import ArgumentParser, UserError, run
 from src.files import make_parent, write_text
+from src.outputs import add_overwrite, check_outputs, output_files
 
 
 def main():
@@ -31,18 +39,20 @@ def parse():
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="run folders of train.py, finished or not")
     parser.add_argument("--output", default="report.html", metavar="PATH", help="default: report.html")
+    add_overwrite(parser)
     parser.add_argument(
         "--split", choices=SPLITS, help="which images to evaluate (default: what training evaluated on)"
     )
     parser.add_argument(
-        "--mistakes", type=int, default=24, metavar="N", help="wrong predictions to show per run (default: 24)"
+        "--mistakes",
+        type=whole(0, 1000),
+        default=24,
+        metavar="N",
+        help="wrong predictions to show per run (default: 24)",
     )
     parser.epilog = "A section.key=value among the folders, such as data.root=…, changes a setting of all evaluations."
     args = parser.parse_intermixed_args()
-    if args.mistakes < 0:
-        raise UserError(f"--mistakes {args.mistakes}: must be at least 0")
-    if Path(args.output).suffix != ".html":
-        raise UserError(f"--output {args.output}: must end with .html")
+    check_outputs(output_files("--output", args.output, ".html"), {}, args.overwrite)
     if all(map(is_override, args.runs)):
         raise UserError(f"no run folder is given, only {args.runs[0]}")
     return args

@@ -14,7 +14,7 @@ done
 if [ "${1:-}" = --pixels ]; then
   exec "$compiler" -std=c++17 -O2 "$here/pixels.cpp" "$here/preprocess.cpp" -o "${2:-pixels}" -lexif
 fi
-python="${1:-${XDG_CACHE_HOME:-$HOME/.cache}/pocketspore/lite/bin/python}"
+python="${1:-$("$here/../../tools/setup_lite.sh" --folder)/bin/python}"
 output="${2:-classify}"
 lite=$("$python" -c 'import importlib.util; print(importlib.util.find_spec("mindspore_lite").submodule_search_locations[0])')
 # The wheel's libraries use the C++ ABI from before GCC 5. They also depend on each other, hence the linker options.

@@ -4,7 +4,7 @@ import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, NamedTuple, Union
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -12,6 +12,16 @@ from pydantic_core import ErrorDetails
 from src.config.schema import Config
 from src.config.yaml_text import parse_yaml
 from src.errors import UserError, did_you_mean
+
+COMMAND_LINE = "command line"
+
+
+class Problem(NamedTuple):
+    """An error in a config."""
+
+    message: str
+    key: str  # dotted
+    is_choice: bool  # `resolve_choices` found it
 
 
 def load_config(path: Union[str, Path], overrides: Sequence[str] = ()) -> Config:
@@ -34,6 +44,7 @@ def load_config(path: Union[str, Path], overrides: Sequence[str] = ()) -> Config
 
 def make_config(tree: Mapping[str, Any], overrides: Sequence[str] = (), source: object = "config") -> Config:
     """Return the `Config` of a nested dict, with overrides applied; `source` names its origin in errors."""
+    own = tree
     tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
     overridden = set()
     for override in overrides:
@@ -45,16 +56,35 @@ def make_config(tree: Mapping[str, Any], overrides: Sequence[str] = (), source: 
             raise UserError(f"{source}: {section}: {shown(tree[section])} must be a section with settings")
         tree[section][name] = parse_yaml(value, source=override)
         overridden.add(key)
+    found = attempt(tree)
+    if isinstance(found, Config):
+        return found
+    if any(inside(found.key, key) or inside(key, found.key) for key in overridden):
+        origin: object = COMMAND_LINE
+    elif not overridden or source == COMMAND_LINE or attempt(own, found.is_choice) == found:
+        origin = source
+    else:  # A setting of the file does not fit a setting of the command line.
+        origin = f"{COMMAND_LINE} and {source}"
+    raise UserError(f"{origin}: {found.message}")
+
+
+def inside(key: str, section: str) -> bool:
+    """Return whether a dotted key is `section`, or inside of it."""
+    return f"{key}.".startswith(f"{section}.")
+
+
+def attempt(tree: Mapping[str, Any], choices: bool = True) -> Union[Config, Problem]:
+    """Return the `Config` of a nested dict, or its first `Problem`; without `choices`, only the schema counts."""
     try:
         config = Config.model_validate(tree)
-        resolve_choices(config)
-        return config
     except ValidationError as error:
-        message, key = describe(error.errors()[0])
-    except ValueError as error:
-        message, key = str(error), str(error).partition(":")[0]
-    origin = "command line" if any(f"{override}.".startswith(f"{key}.") for override in overridden) else source
-    raise UserError(f"{origin}: {message}")
+        return Problem(*describe(error.errors()[0]), is_choice=False)
+    if choices:
+        try:
+            resolve_choices(config)
+        except ValueError as error:
+            return Problem(str(error), str(error).partition(":")[0], is_choice=True)
+    return config
 
 
 def resolve_choices(config: Config) -> None:
@@ -88,6 +118,8 @@ def describe(problem: ErrorDetails) -> tuple[str, str]:
     if kind == "literal_error":
         allowed = [choice.strip("'") for choice in re.split(r", | or ", problem["ctx"]["expected"])]
         return f"{key}: {shown(value)} is not one of {', '.join(allowed)}{did_you_mean(value, allowed)}", key
+    if kind == "string_type" and isinstance(value, bool):
+        return f"{key}: must be a text (found {value}: YAML reads yes, no, on and off so); put it in quotes", key
     if kind == "model_type":
         return f"{key}: {shown(value)} must be a section with settings", key
     return f"{key}: {shown(value)} {problem['msg'].replace('Input should', 'must', 1)}", key

@@ -19,6 +19,7 @@ from src.errors import did_you_mean
 MINDCV = "mindcv/"  # prefix in the name of a network that mindcv provides
 SAME = "same"  # a value of model.padding
 SPLITS = ("train", "val", "test")
+MOST_CLASSES = 100_000  # outputs of a network; ImageNet-21k has 21,841 classes
 REQUIRED = object()  # stands in place of a default if the user must give the setting
 
 Value = TypeVar("Value")
@@ -59,6 +60,7 @@ def resolve_own_keys(section: "Section", chooser: str, chosen: str, choices: Cho
     that the key must be given; the default None means that it may stay null.
     """
     used = choices[chosen]
+    chooser = f"{type(section).__name__.removesuffix('Config').lower()}.{chooser}"
     for key in dict.fromkeys(key for keys in choices.values() for key in keys):
         value = getattr(section, key)
         if key not in used:
@@ -76,18 +78,28 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
+    @field_validator("*")
+    @classmethod
+    def fits_float32(cls, value: Any) -> Any:
+        """Refuse numbers that are infinite, or have no reciprocal, in the float32 in which networks compute."""
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and number and not 1e-30 <= abs(number) <= 1e30:
+                raise ValueError(f"{number} must be 0, or from 1e-30 to 1e30 without its sign")
+        return value
+
 
 class ModelConfig(Section):
     name: str = "shufflenet_v2"  # a network of src/models; or mindcv/NAME: a network of mindcv, for comparison
     width: float = 1.0  # width multiplier; each network has a list of allowed values
     groups: Optional[int] = None  # name: shufflenet_v1 only; groups of the 1x1 convolutions; null: 3
     layout: Optional[str] = None  # name: shufflenet_v2 only; authors, or equal_split (torchvision's); null: authors
-    classes: Optional[int] = Field(None, ge=2)  # number of outputs; null: the number of classes in the training data
+    # Number of outputs; null: the number of classes in the training data.
+    classes: Optional[int] = Field(None, ge=2, le=MOST_CLASSES)
     dropout: float = Field(0.0, ge=0, lt=1)  # probability of dropping a feature before the classifier, in training
     # Stride of the first convolution. 1 is for small images; it also removes the max pooling after this convolution.
     stem_stride: Annotated[int, among(1, 2)] = 2
     # Epsilon of BatchNorm; null: the value that the pretrained weights were trained with, else the network's default.
-    norm_epsilon: Optional[float] = Field(None, gt=0)
+    norm_epsilon: Optional[float] = Field(None, gt=0, le=1)
     # Share of the old moving statistics of BatchNorm that a step keeps (1 - PyTorch's momentum); null: the network's
     # default.
     norm_momentum: Optional[float] = Field(None, ge=0, lt=1)
@@ -128,7 +140,7 @@ class DataConfig(Section):
     antialias: bool = True
     # Threads that prepare images. null: the processors that the process may use, divided by the ranks that share them,
     # at most 8; a resumed run keeps its number.
-    workers: Optional[int] = Field(None, ge=1)
+    workers: Optional[int] = Field(None, ge=1, le=1024)
     # Image folders only: share of the images that becomes the val split; null: the data set has a folder per split.
     # Each class with two images or more is in both splits.
     val_fraction: Optional[float] = Field(None, gt=0, lt=1)
@@ -162,8 +174,11 @@ class DataConfig(Section):
                 setattr(self, key, values)
             if len(values) != self.channels:
                 raise ValueError(f"{key}: {values} has {len(values)} numbers, but data.channels is {self.channels}")
-        if self.std is not None and min(self.std) <= 0:
-            raise ValueError(f"std: {self.std} must be greater than 0")
+        # Pixels that are normalised with other numbers have no squares in float32, or are all equal.
+        if self.mean is not None and max(map(abs, self.mean)) > 1e6:
+            raise ValueError(f"mean: {self.mean} must be from -1e6 to 1e6")
+        if self.std is not None and not 1e-6 <= min(self.std) <= max(self.std) <= 1e6:
+            raise ValueError(f"std: {self.std} must be greater than 0, from 1e-6 to 1e6")
         return self
 
 
@@ -185,7 +200,7 @@ class AugmentConfig(Section):
     # Random crop of training images. none: the centre crop of evaluation; pad: a window of the padded image; resized: a
     # random area, resized to image_size.
     crop: Literal["none", "pad", "resized"] = "resized"
-    padding: Optional[int] = Field(None, ge=1)  # crop: pad only; pixels on each side; null: image_size / 8
+    padding: Optional[int] = Field(None, ge=1, le=1024)  # crop: pad only; pixels on each side; null: image_size / 8
     scale: Optional[list[float]] = None  # crop: resized only; smallest and largest share of the area; null: 0.08 to 1
     ratio: Optional[list[float]] = None  # crop: resized only; smallest and largest width / height; null: 3/4 to 4/3
     flip: float = Field(0.5, ge=0, le=1)  # probability of a horizontal flip
@@ -204,7 +219,7 @@ class AugmentConfig(Section):
     erasing: float = Field(0.0, ge=0, le=1)  # probability of filling a random rectangle with data.mean
     # Repeated augmentation: number of views of an image per epoch. An epoch has as many images as with 1, so it uses
     # only a share of 1 / repeats of the different images.
-    repeats: int = Field(1, ge=1)
+    repeats: int = Field(1, ge=1, le=100)
     mixup: float = Field(0.0, ge=0)  # alpha of the Beta distribution that blends pairs of images; 0: no mixup
     # Alpha of the Beta distribution of the area that comes from another image; 0: no cutmix. With mixup and cutmix, a
     # random half of the batches uses cutmix.
@@ -214,17 +229,17 @@ class AugmentConfig(Section):
     def resolve(self) -> "AugmentConfig":
         resolve_own_keys(self, "crop", self.crop, CROPS)
         resolve_own_keys(self, "auto", self.auto, AUTO_AUGMENTATIONS)
-        for key, bound in (("scale", 1.0), ("ratio", None)):
+        for key, bound in (("scale", 1.0), ("ratio", 100.0)):
             values = getattr(self, key)
-            if values and (len(values) != 2 or not 0 < values[0] <= values[1] or (bound and values[1] > bound)):
-                limit = f", at most {bound}" if bound else ""
-                raise ValueError(f"{key}: {values} must be two numbers above 0 in ascending order{limit}")
+            if values and (len(values) != 2 or not 0 < values[0] <= values[1] or values[1] > bound):
+                raise ValueError(f"{key}: {values} must be two numbers above 0 in ascending order, at most {bound}")
         return self
 
 
 class TrainConfig(Section):
     epochs: int = Field(30, ge=1, le=10_000)
-    batch_size: int = Field(64, ge=2)  # images per step and process; the incomplete last batch of an epoch is dropped
+    # Images per step and process. The incomplete last batch of an epoch is dropped.
+    batch_size: int = Field(64, ge=2, le=16_384)
     seed: int = Field(0, ge=0, lt=2**31)  # seed of the initial weights, the order of the images and the augmentation
     label_smoothing: float = Field(0.0, ge=0, lt=1)  # share of the target that is spread over all classes; 0: none
     accumulate: int = Field(1, ge=1)  # gradient accumulation: batches whose mean gradient makes one update
@@ -246,8 +261,10 @@ class TrainConfig(Section):
     @field_validator("recalibrate", mode="before")
     @classmethod
     def known_batches(cls, batches: object) -> object:
-        if batches != "auto" and (not isinstance(batches, int) or isinstance(batches, bool) or batches < 0):
-            raise ValueError(f"{batches!r} is not auto, or a number of batches (at least 0)")
+        if batches != "auto" and (
+            not isinstance(batches, int) or isinstance(batches, bool) or not 0 <= batches <= 10**9
+        ):
+            raise ValueError(f"{batches!r} is not auto, or a number of batches (0 to 1e9)")
         return batches
 
     @model_validator(mode="after")

@@ -37,7 +37,7 @@ def plot_costs(rows: list[dict[str, Any]], label: str, title: str, path: Path) -
         axes.tick_params(axis="y", length=0)
     # All panels share this axis. The first row is at the top.
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, format="png")
 
 
 def plot_choice(variants: list[dict[str, Any]], limits: dict[str, float], path: Path) -> None:
@@ -83,7 +83,7 @@ def plot_choice(variants: list[dict[str, Any]], limits: dict[str, float], path: 
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, format="png")
 
 
 def plot_guidelines(lines: list[dict[str, Any]], titles: dict[str, str], path: Path) -> None:
@@ -109,4 +109,4 @@ def plot_guidelines(lines: list[dict[str, Any]], titles: dict[str, str], path: P
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False, fontsize=9)
     figure.supxlabel("images per second, relative to the first row", fontsize=9)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, format="png")

@@ -1,12 +1,13 @@
 """The table of data sets: how to load each, and which settings of the config fit it. No image is decoded here."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Callable, Optional
 
 import numpy as np
 
-from src.config.schema import DataConfig, listed
+from src.config.schema import SPLITS, DataConfig, listed
 from src.data.arrays import array_splits, load_cifar, load_digits, load_fashion_mnist, load_mnist
 from src.data.download import SOURCES, download
 from src.data.folders import csv_splits, folder_splits, load_csv, load_image_folder, load_imagenet, shortened
@@ -47,6 +48,9 @@ def load_samples(data: DataConfig, split: str, classes: Optional[Sequence[str]] 
             f"data.name: the classes of {data.name} are not the checkpoint's (found {shortened(samples.classes)}, "
             f"expected {shortened(list(classes))})"
         )
+    if len(samples.classes) == 1:
+        note = f"{data.name}: has one class only, {samples.classes[0]}, so each prediction is right; add other classes"
+        return replace(samples, notes=(*samples.notes, note))
     return samples
 
 
@@ -78,6 +82,20 @@ def resolve_data(data: DataConfig) -> None:
 def splits_of(data: DataConfig) -> tuple[str, ...]:
     """Return which of SPLITS the data set of the config's section `data` has."""
     return DATASETS[data.name].splits(data)
+
+
+def inputs_of(data: DataConfig) -> dict[str, Path]:
+    """Return the tables and the folders of the data set's images, which no output may touch, by their names in errors.
+
+    The images that a table names are not among them.
+    """
+    dataset = DATASETS[data.name]
+    if not dataset.has_files:
+        return {"data.root": root_of(data)} if data.name == "mindrecord" else {}
+    if data.name != "csv" and data.val_fraction is not None:
+        return {"data.root": root_of(data)}
+    ending = ".csv" if data.name == "csv" else ""
+    return {f"data.root, {split}": root_of(data) / f"{split}{ending}" for split in SPLITS}
 
 
 def mindrecord_splits(data: DataConfig) -> tuple[str, ...]:

@@ -1,10 +1,8 @@
 """Download of the standard data sets: with checksums and retries; an archive is unpacked completely or not at all."""
 
-import os
 import shutil
 import sys
 import tarfile
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional, Union
@@ -13,6 +11,7 @@ import pooch
 import requests
 
 from src.errors import UserError
+from src.files import making_folder
 
 RETRIES = 2
 TIMEOUT = 30  # seconds to wait for the server
@@ -98,16 +97,13 @@ def reason_of(error: requests.RequestException) -> str:
 
 def unpack(archive: Path, root: Path, folder: str) -> None:
     """Unpack a .tar.gz so that `folder` exists only if it is complete, and remove the archive."""
-    with tempfile.TemporaryDirectory(dir=root, prefix=".unpacking-") as partial:
+    with making_folder(root / folder) as partial:
         try:
             with tarfile.open(archive) as packed:
                 for member in packed.getmembers():
                     if member.isfile() and (source := packed.extractfile(member)):
-                        with source, open(Path(partial) / Path(member.name).name, "wb") as copy:
+                        with source, open(partial / Path(member.name).name, "wb") as copy:
                             shutil.copyfileobj(source, copy)
         except (tarfile.TarError, EOFError) as error:
             raise UserError(f"{archive}: is damaged: {error}") from None
-        os.chmod(partial, 0o755)
-        os.replace(partial, root / folder)
-        os.mkdir(partial)  # TemporaryDirectory expects a folder to remove.
     archive.unlink()

@@ -13,7 +13,7 @@ from typing import Optional
 import numpy as np
 
 from src.config.schema import DataConfig, resolved
-from src.data.listing import Listing, examine_files, list_files
+from src.data.listing import Listing, content_of, examine_files, list_files
 from src.data.samples import Samples, root_of
 from src.errors import UserError
 
@@ -21,6 +21,8 @@ from src.errors import UserError
 PLACES = {"train": ("train",), "val": ("val",), "test": ("test", "val"), "eval": ("val", "test")}
 SYNSETS = Path(__file__).with_name("imagenet.csv")
 NAMES_IN_MESSAGE = 20
+LONGEST_LABEL = 255  # characters of a label in a table; the names of class folders are not longer
+PROBLEMS_IN_MESSAGE = 5
 
 
 def load_image_folder(data: DataConfig, split: str, classes: Optional[Sequence[str]]) -> Samples:
@@ -53,12 +55,18 @@ def load_folders(
     `class_names` maps a folder's name to the name of its class, if the two differ.
     """
     folder = split_folder(data, split)
-    found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
-    names = [class_names.get(name, name) for name in found]
+    folders, _, unreadable = content_of(folder)
+    found = sorted(entry.name for entry in folders)
+    names = [class_names.get(name, name) for name in (name_of(folder, entry) for entry in found)]
     if not found:
         raise UserError(f"data.root: {folder} has no class folders; make a folder of images for each class")
     known = names if classes is None else list(classes)
     listing = list_files(folder, found)
+    problems = {**unreadable, **listing.problems}
+    has_class = any(str(folder / name) in problems for name in found)
+    if has_class or (problems and data.on_bad_image == "error"):
+        skip = "" if has_class else ", or set data.on_bad_image=skip"
+        raise UserError(f"data.root: {unreadable_text(problems)}; make them readable or remove them{skip}")
     held = None if data.val_fraction is None else held_out(data, folder, listing)
     files: list[str] = []
     labels: list[int] = []
@@ -71,13 +79,32 @@ def load_folders(
         files += class_files
         labels += [known.index(class_name)] * len(class_files)
     are_images, bad = listing.examine(files)
-    samples = Samples(files, np.array(labels, np.int32), known, bad).take(np.flatnonzero(are_images))
+    samples = Samples(files, np.array(labels, np.int32), known, bad, unreadable=problems)
+    samples = samples.take(np.flatnonzero(are_images))
     if classes is None and (empty := classes_without_images(samples)):
         raise UserError(f"{folder / found[names.index(empty[0])]}: has no images")
     ignored = len(files) - len(samples)
     notes = [f"{folder}: ignored files, hidden or not images: {ignored:,}"] if ignored else []
+    notes += [f"left out (data.on_bad_image): {unreadable_text(problems)}"] if problems else []
     notes += listing.notes
     return check_samples(data, split, samples, folder, notes)
+
+
+def name_of(folder: Path, entry: str) -> str:
+    """Return the name of a class folder as UTF-8 text, whatever the encoding of this process is."""
+    try:
+        return os.fsencode(entry).decode("utf-8")
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{folder}: has a class folder whose name is not UTF-8 (found {os.fsencode(entry)!r}); rename it"
+        ) from None
+
+
+def unreadable_text(problems: dict[str, str]) -> str:
+    """Return how many paths cannot be read, and some of them with the reasons; `problems` are {path: reason}."""
+    named = [f"{path}: {reason}" for path, reason in sorted(problems.items())[:PROBLEMS_IN_MESSAGE]]
+    more = f" and {len(problems) - len(named):,} more" if len(problems) > len(named) else ""
+    return f"found folders or files that cannot be read: {', '.join(named)}{more}"
 
 
 def folder_splits(data: DataConfig) -> tuple[str, ...]:
@@ -186,6 +213,13 @@ def load_csv(data: DataConfig, split: str, classes: Optional[Sequence[str]]) -> 
     for path, label, line in rows:
         if not path or not label:
             raise UserError(f"{table}: line {line} has no {'label' if path else 'path'}")
+        if "\0" in path + label:
+            raise UserError(f"{table}: line {line} has the character NUL; remove it")
+        if len(label) > LONGEST_LABEL:
+            raise UserError(
+                f"{table}: line {line}: the label is too long (found {len(label):,} characters, expected at most "
+                f"{LONGEST_LABEL})"
+            )
     if classes is None:
         classes = sorted({label for _, label, _ in rows}, key=number_or_text)
     known = {name: i for i, name in enumerate(classes)}
@@ -200,8 +234,8 @@ def load_csv(data: DataConfig, split: str, classes: Optional[Sequence[str]]) -> 
 
 
 def number_or_text(name: str) -> tuple[int, int, str]:
-    """Return a sort key that puts whole numbers, ordered by value, before other names."""
-    return (0, int(name), "") if name.isdecimal() else (1, 0, name)
+    """Return a sort key that puts whole numbers, ordered by value, before other names; 07 and 7 have two keys."""
+    return (0, int(name), name) if name.isdecimal() else (1, 0, name)
 
 
 def classes_without_images(samples: Samples) -> list[str]:

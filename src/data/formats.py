@@ -5,9 +5,12 @@ valid JPEG and PNG files unchanged. Pillow decodes all other files. The decoder 
 `upright` turns the image after it is decoded and made small.
 """
 
+import errno
 import functools
 import io
 import os
+import re
+import stat
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +25,7 @@ from src.data.jpeg import MAX_PIXELS, check_jpeg
 FORMATS = ("JPEG", "PNG", "BMP", "WebP", "TIFF")
 # A file with one of these extensions is meant to be an image. Another file is an image if its first bytes say so.
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".heic", ".avif")
+NOT_REGULAR = "is not a regular file"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 ORIENTATION = 0x0112  # the EXIF tag; TURNS maps each of its values, except 1, to the way to turn the image upright
 UPRIGHT = 1
@@ -53,6 +57,24 @@ def format_of(head: bytes) -> Optional[str]:
     return "TIFF" if head[:4] in (b"II*\0", b"MM\0*") else None
 
 
+def open_file(path: Union[str, Path]) -> BinaryIO:
+    """Open an image file, without a buffer.
+
+    Raise an `OSError` if it is not a regular file: opening a FIFO in the usual way waits for a process that writes.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, NOT_REGULAR, str(path))
+    return open(descriptor, "rb", buffering=0)
+
+
+def read_file(path: Union[str, Path]) -> bytes:
+    """Return the content of an image file; raise an `OSError` as `open_file` does."""
+    with open_file(path) as file:
+        return file.read()
+
+
 def examine(path: str) -> tuple[bool, Optional[str]]:
     """Return (whether a file is meant to be an image, its defect or None).
 
@@ -63,7 +85,7 @@ def examine(path: str) -> tuple[bool, Optional[str]]:
         return False, None
     has_image_suffix = os.path.splitext(path)[1].lower() in SUFFIXES
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size
             head = file.read(12)
             if not has_image_suffix and format_of(head) is None:
@@ -139,6 +161,11 @@ def decode(content: bytes) -> Image.Image:
         raise
     except Image.UnidentifiedImageError:
         raise ImageError("is not an image" if kind is None else f"is a damaged {kind} image") from None
+    except Image.DecompressionBombError as error:
+        found = re.sub(r"\D*(\d+).*", r"\1", str(error))  # Pillow's message begins with the number of pixels
+        raise ImageError(
+            f"has too many pixels (found {found}, expected at most {MAX_PIXELS}); make it smaller"
+        ) from None
     except Exception as error:  # Pillow raises many types of exception on damaged files.
         raise ImageError(f"is a damaged image: {error}") from None
 
@@ -205,6 +232,13 @@ def remove_abnormal_images() -> None:
     """Remove the copies of bad images that MindSpore's decoder writes into the working folder."""
     for copy in Path().glob("abnormal_image.*"):
         copy.unlink(missing_ok=True)
+
+
+def reason_of(error: Exception) -> str:
+    """Return the line of MindSpore's error message that gives the reason."""
+    message = str(error)
+    reason = next((line for line in message.splitlines() if "[ERROR]" in line), message)
+    return reason.replace("[ERROR]", "").strip()
 
 
 def orientation_of(exif: Optional[bytes]) -> int:

@@ -13,21 +13,22 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Union
 
 import numpy as np
 from tqdm import tqdm
 
 from src import __version__
-from src.data.formats import examine
+from src.data.formats import NOT_REGULAR, examine
 from src.files import cache_folder, make_parent, replacing
 
 FILES_AT_ONCE = 1000
 MANY_FILES = 50_000
 # Seconds. A folder that changed so shortly before it was listed may change again without another time of change.
 RECENT = 2
+LOOP = "is a link to a folder that contains the link"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Listing:
     files: dict[str, list[str]]  # name of a class folder: paths of its files
     whole: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()  # lines that the user should see
+    problems: dict[str, str] = field(default_factory=dict)  # path that cannot be read: the reason
 
     def is_good(self, file: str) -> bool:
         """Return whether a file is an image without a defect, as far as this is known without decoding."""
@@ -78,12 +80,13 @@ def new_listing(folder: Path, names: Sequence[str], kept: Optional[Path], proble
     Without `kept`, the `problem` says why the list cannot be written.
     """
     start = time.time()
-    files, below = {}, [str(folder)]
+    files, below, problems = {}, [str(folder)], {}
     for name in names:
-        files[name], folders = files_below(folder / name)
+        files[name], folders, unreadable = files_below(folder / name, folder)
         below += folders
-    if sum(map(len, files.values())) < MANY_FILES:
-        return Listing(files)
+        problems.update(unreadable)
+    if problems or sum(map(len, files.values())) < MANY_FILES:  # the next start looks again for what cannot be read now
+        return Listing(files, problems=problems)
     with contextlib.ExitStack() as turn:
         if kept is not None:
             try:
@@ -192,17 +195,65 @@ def unpacked(content: np.ndarray) -> list[str]:
     return os.fsdecode(content.tobytes()).split("\0")
 
 
-def files_below(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the files in a folder and in its subfolders, in a fixed order, and the folder with its subfolders.
+def files_below(folder: Path, above: Optional[Path] = None) -> tuple[list[str], list[str], dict[str, str]]:
+    """Return (files, folders, problems) of a folder and its subfolders; links are followed.
+
+    The files are in a fixed order, and the folders include `folder`. Hidden subfolders are left out. The problems are
+    the paths that cannot be read, with the reasons: among them are links that lead back to a folder around them, or to
+    the folder `above` or around it.
+    """
+    files: list[str] = []
+    below: list[str] = []
+    problems: dict[str, str] = {}
+    waiting = [(str(folder), [os.path.realpath(place) for place in (above, folder) if place is not None])]
+    if above is not None and is_around(waiting[0][1][1], waiting[0][1][:1]):
+        return files, below, {str(folder): LOOP}
+    while waiting:
+        path, chain = waiting.pop()  # `chain` has the real paths of this folder and of the folders that led to it
+        try:
+            folders, found, unreadable = content_of(path)
+        except OSError as error:
+            problems[path] = str(error.strerror)
+            continue
+        below.append(path)
+        files += found
+        problems.update(unreadable)
+        for entry in folders:
+            is_link = entry.is_symlink()
+            real = os.path.realpath(entry.path) if is_link else os.path.join(chain[-1], entry.name)
+            if is_link and is_around(real, chain):
+                problems[entry.path] = LOOP
+            else:
+                waiting.append((entry.path, [*chain, real]))
+    return sorted(files, key=split_path), below, problems
+
+
+def content_of(folder: Union[str, Path]) -> tuple[list["os.DirEntry[str]"], list[str], dict[str, str]]:
+    """Return the subfolders of a folder, the paths of its files, and the paths that cannot be read with the reasons.
 
     Hidden subfolders are left out.
     """
-    files, below = [], []
-    for path, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if name[0] != "."]
-        below.append(path)
-        files += [os.path.join(path, name) for name in names]
-    return sorted(files, key=split_path), below
+    folders, files, problems = [], [], {}
+    with os.scandir(folder) as content:
+        for entry in content:
+            try:
+                if entry.is_file():
+                    files.append(entry.path)
+                elif entry.name[0] == ".":
+                    continue
+                elif entry.is_dir():
+                    folders.append(entry)
+                else:
+                    entry.stat()
+                    problems[entry.path] = NOT_REGULAR
+            except OSError as error:
+                problems[entry.path] = str(error.strerror)
+    return folders, files, problems
+
+
+def is_around(folder: str, others: Sequence[str]) -> bool:
+    """Return whether a folder is one of the `others` or contains one of them; all are real paths."""
+    return any(os.path.commonpath([folder, other]) == folder for other in others)
 
 
 def split_path(path: str) -> list[str]:

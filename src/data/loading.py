@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from src.config.schema import Config, DataConfig
-from src.data.formats import remove_abnormal_images, upright
+from src.data.formats import reason_of, remove_abnormal_images, upright
 from src.data.mindrecord import Packed
 from src.data.reading import BAD, Files, Selection, prefetch
 from src.data.samples import Samples
@@ -273,10 +273,3 @@ def with_channels(samples: Samples, channels: int) -> Samples:
     else:
         images = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in samples.images])[..., None]
     return replace(samples, images=images)
-
-
-def reason_of(error: Exception) -> str:
-    """Return the line of MindSpore's error message that gives the reason."""
-    message = str(error)
-    reason = next((line for line in message.splitlines() if "[ERROR]" in line), message)
-    return reason.replace("[ERROR]", "").strip()

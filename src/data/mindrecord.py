@@ -5,19 +5,20 @@ and, for arrays, the shape of an image. A record is an image and its EXIF orient
 file that MindSpore's decoder reads correctly, or the pixels of an array.
 """
 
+import errno
 import itertools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Callable, Union
 
 import mindspore.dataset as ds
 import numpy as np
 from mindspore.mindrecord import FileWriter
 
 from src.config.schema import listed
-from src.data.formats import stand_in
+from src.data.formats import reason_of, stand_in
 from src.errors import UserError
 
 DESCRIPTION = "dataset.json"
@@ -72,20 +73,32 @@ def write_split(
 ) -> list[str]:
     """Write images into MindRecord files of `per_file` images each; return the names of the files.
 
-    `contents` are the bytes and the EXIF orientation of each image.
+    `contents` are the bytes and the EXIF orientation of each image. If the disk cannot store a file, an `OSError` is
+    raised.
     """
     names: list[str] = []
     contents = iter(contents)
     while first := list(itertools.islice(contents, 1)):
         names.append(f"{split}-{len(names):03d}.mindrecord")
         # Each file gets its own writer: a writer of several files would change the order of the images.
-        writer = FileWriter(str(Path(folder) / names[-1]), shard_num=1)
+        path = str(Path(folder) / names[-1])
+        writer = FileWriter(path, shard_num=1)
         writer.add_schema({"image": {"type": "bytes"}, "orientation": {"type": "int32"}}, "images")
         file_contents = itertools.chain(first, itertools.islice(contents, per_file - 1))
         while records := next_records(file_contents):
-            writer.write_raw_data(records)
-        writer.commit()
+            stored(path, writer.write_raw_data, records)
+        stored(path, writer.commit)
     return names
+
+
+def stored(path: str, write: Callable[..., Any], *arguments: Any) -> None:
+    """Call a method of the writer of the file at `path`; a `RuntimeError` of MindSpore becomes an `OSError`."""
+    try:
+        write(*arguments)
+    except RuntimeError as error:
+        reason = reason_of(error).rstrip(".")
+        message = f"MindSpore cannot write its files: {reason}; is the disk full?"
+        raise OSError(errno.EIO, message, path) from None
 
 
 def next_records(contents: Iterator[tuple[bytes, int]]) -> list[dict[str, Union[bytes, int]]]:

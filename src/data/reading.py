@@ -10,7 +10,7 @@ from typing import Any, Callable, Optional, TypeVar, cast
 import numpy as np
 from PIL import Image
 
-from src.data.formats import UPRIGHT, ImageError, bitmap, decodable, decoder_takes, stand_in
+from src.data.formats import UPRIGHT, ImageError, bitmap, decodable, decoder_takes, read_file, stand_in
 from src.data.samples import Samples
 
 BAD = -1  # stands for an image that cannot be decoded
@@ -36,8 +36,7 @@ class Files:
             return None
         path = self.paths[index]
         try:
-            with open(path, "rb", buffering=0) as file:
-                content = file.read()
+            content = read_file(path)
             if self.is_valid[index]:
                 return content
             usable, orientation = (bitmap(content), UPRIGHT) if index in self.needs_pillow else decodable(content)

@@ -23,6 +23,7 @@ class Samples:
     classes: list[str]
     bad: dict[int, str] = field(default_factory=dict)  # index of an image: its defect; only the defects found so far
     notes: tuple[str, ...] = ()  # lines that the user should see
+    unreadable: dict[str, str] = field(default_factory=dict)  # path that was left out: why it cannot be read
 
     def __len__(self) -> int:
         return len(self.labels)

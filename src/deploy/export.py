@@ -23,6 +23,7 @@ from src.deploy.quantize import quantize_onnx, write_lite_calibration
 from src.deploy.runtimes.lite import Lite, find_lite, need_lite
 from src.deploy.verify import verify
 from src.errors import UserError
+from src.files import naming, publish
 from src.models.classifier import Classifier
 from src.weights.checkpoint import OpenCheckpoint
 
@@ -80,7 +81,8 @@ def export(
     example = ms.Tensor(image) if options.input == "image" else classifier.preprocess(ms.Tensor(image))
     output.parent.mkdir(parents=True, exist_ok=True)
     # The temporary folder is beside the output, so that one rename puts a verified file in its place.
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.stem}-") as folder:
+    prefix = f".{output.stem}-"
+    with naming(output, prefix), tempfile.TemporaryDirectory(dir=output.parent, prefix=prefix) as folder:
         plain, written = Path(folder) / "plain.mindir", Path(folder) / f"model.{options.format}"
         deployed = Deployed(classifier, options).set_train(False)
         ms.export(deployed, example, file_name=str(plain), file_format="MINDIR")
@@ -93,11 +95,10 @@ def export(
         description = describe(checkpoint, config, written, graph.input, graph.output, options, verification)
         sidecar = Path(folder) / "model.json"
         write_description(description, sidecar)
-        os.chmod(written, 0o644)  # MindSpore makes its files read-only
-        os.replace(written, output)
-        os.replace(sidecar, f"{output}.json")
-    if golden_image is not None:
-        write_golden(golden_image, output)
+        names = {written: output, sidecar: Path(f"{output}.json")}
+        if golden_image is not None:
+            names |= write_golden(golden_image, written, output)
+        publish(names)
     return description
 
 

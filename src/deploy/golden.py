@@ -13,7 +13,7 @@ from src.deploy.description import Part, sha256
 from src.errors import UserError
 from src.evaluation.evaluate import make_eval_step
 from src.evaluation.output import predict_files
-from src.files import replacing, write_json
+from src.files import write_json
 from src.weights.checkpoint import OpenCheckpoint
 
 SUFFIXES = {"JPEG": ".jpg", "PNG": ".png"}  # the formats that every example program reads
@@ -60,22 +60,26 @@ def make_golden(opened: OpenCheckpoint, path: Union[str, Path]) -> GoldenImage:
     return GoldenImage(content, SUFFIXES[kind], pixels, probabilities)
 
 
-def write_golden(golden: GoldenImage, output: Path) -> None:
-    """Write PATH.golden.json, PATH.golden.jpg or .png, and PATH.golden.ppm or .pgm; PATH is the file `output`."""
-    image = Path(f"{output}.golden{golden.suffix}")
+def write_golden(golden: GoldenImage, written: Path, output: Path) -> dict[Path, Path]:
+    """Write PATH.golden.json, PATH.golden.jpg or .png, and PATH.golden.ppm or .pgm, where PATH is the file `output`.
+
+    The exported file is `written` still, in a temporary folder, and the golden image's files are written beside it.
+    Return {temporary: final} names.
+    """
     gray = golden.pixels.shape[-1] == 1
-    pixels = Path(f"{output}.golden{'.pgm' if gray else '.ppm'}")
-    with replacing(image) as partial:
-        partial.write_bytes(golden.content)
-    with replacing(pixels) as partial:
-        Image.fromarray(golden.pixels[..., 0] if gray else golden.pixels).save(partial, "PPM")
-    record = Golden(
+    endings = golden.suffix, ".pgm" if gray else ".ppm", ".json"
+    image, pixels, record = (written.with_name(f"golden{ending}") for ending in endings)
+    names = {file: Path(f"{output}.{file.name}") for file in (image, pixels, record)}
+    image.write_bytes(golden.content)
+    Image.fromarray(golden.pixels[..., 0] if gray else golden.pixels).save(pixels, "PPM")
+    content = Golden(
         version=1,
-        sha256=sha256(output),
-        image=image.name,
-        pixels=pixels.name,
+        sha256=sha256(written),
+        image=names[image].name,
+        pixels=names[pixels].name,
         probabilities=golden.probabilities.tolist(),
         max_pixel_difference=MAX_PIXEL_DIFFERENCE,
         max_probability_difference=MAX_PROBABILITY_DIFFERENCE,
     )
-    write_json(record.model_dump(), f"{output}.golden.json")
+    write_json(content.model_dump(), record)
+    return names

@@ -7,6 +7,7 @@ from typing import Optional
 
 from src.deploy.description import FORMATS
 from src.errors import UserError
+from src.outputs import Output
 
 INPUTS = ("image", "tensor")
 PRECISIONS = ("float32", "float16", "int8")
@@ -44,15 +45,6 @@ def options_of(args: Namespace) -> Options:
     kind = args.format or (extension if extension in FORMATS else None)
     if extension != kind:
         raise UserError(f"--output {args.output}: must end with .{kind or ', .'.join(FORMATS)}")
-    for name in ("batch", "verify", "calibration", "min_images"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-    # A comparison with nan is false, so a limit of nan would allow everything.
-    if args.max_drop is not None and not 0 <= args.max_drop <= 100:
-        raise UserError(f"--max-drop {args.max_drop}: must be 0 to 100 percentage points")
-    if args.min_agreement is not None and not 0 <= args.min_agreement <= 100:
-        raise UserError(f"--min-agreement {args.min_agreement}: must be 0 to 100 percent")
     for override in args.overrides:
         if override.startswith("runtime.kernels="):
             raise UserError(
@@ -93,6 +85,17 @@ def options_of(args: Namespace) -> Options:
         min_images=args.min_images,
         lite_python=args.lite_python,
     )
+
+
+def outputs_of(args: Namespace) -> list[Output]:
+    """Return the files that `export` may write for export.py's arguments."""
+    endings = ["", ".json"]
+    if args.golden is not None:
+        endings += [f".golden.{ending}" for ending in ("json", "jpg", "png", "ppm", "pgm")]
+    outputs = [Output("--output", f"{args.output}{ending}") for ending in endings]
+    if args.precision == "int8" and Path(args.output).suffix == ".ms":
+        outputs.append(Output("--output", f"{args.output}.int8", is_folder=True))
+    return outputs
 
 
 def check_images(count: int, least: int) -> None:

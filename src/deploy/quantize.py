@@ -15,7 +15,7 @@ from src.data.loading import Loader
 from src.deploy.graph.graph import Graph
 from src.deploy.graph.mindir import write_mindir
 from src.errors import UserError
-from src.files import make_parent
+from src.files import make_parent, making_folder
 from src.models.classifier import Classifier
 
 WORKER = Path(__file__).with_name("quantize_worker.py")
@@ -50,11 +50,7 @@ def write_lite_calibration(graph: Graph, batches: Iterable[np.ndarray], folder: 
     int8.cfg names images/ relative to `folder`, so the folder can be moved to another machine; the converter must be
     started in it. Return the converter's configuration for any working folder, {section: {key: value}}.
     """
-    write_mindir(graph, make_parent(folder / "model.mindir"))
     count = 0
-    for batch in batches:
-        batch.tofile(make_parent(folder / "images" / f"{count:05}.bin"))
-        count += 1
 
     def settings(images: Union[str, Path]) -> dict[str, dict[str, str]]:
         return {
@@ -67,8 +63,13 @@ def write_lite_calibration(graph: Graph, batches: Iterable[np.ndarray], folder: 
             "full_quant_param": {"activation_quant_method": "MAX_MIN", "bias_correction": "true"},
         }
 
-    config = configparser.ConfigParser()
-    config.read_dict(settings("images"))
-    with open(folder / "int8.cfg", "w", encoding="utf-8") as file:
-        config.write(file, space_around_delimiters=False)
+    with making_folder(folder) as partial:
+        write_mindir(graph, partial / "model.mindir")
+        for batch in batches:
+            batch.tofile(make_parent(partial / "images" / f"{count:05}.bin"))
+            count += 1
+        config = configparser.ConfigParser()
+        config.read_dict(settings("images"))
+        with open(partial / "int8.cfg", "w", encoding="utf-8") as file:
+            config.write(file, space_around_delimiters=False)
     return settings((folder / "images").resolve())

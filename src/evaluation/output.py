@@ -1,6 +1,8 @@
 """The output of eval.py: the metrics of a split, or predictions for the user's images."""
 
 import csv
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional, Union
@@ -8,13 +10,14 @@ from typing import Optional, Union
 import numpy as np
 
 from src.config.schema import Config
-from src.data.folders import check_images
+from src.data.folders import check_images, unreadable_text
+from src.data.listing import files_below
 from src.data.loading import eval_loader
 from src.data.samples import Samples
 from src.errors import UserError
 from src.evaluation.evaluate import Evaluation, Step, predict, softmax
 from src.figures import plot_confusion, plot_contact_sheet
-from src.files import make_parent, write_json
+from src.files import make_parent, replacing
 
 SHEET_IMAGES = 64  # largest number of images on a contact sheet
 
@@ -40,8 +43,10 @@ def write_evaluation(result: Evaluation, classes: list[str], path: Union[str, Pa
         "per_class": result.per_class(classes),
         "confusion": result.confusion.tolist(),
     }
-    write_json(content, path)
-    plot_confusion(result.confusion, classes, Path(path).with_suffix(".png"))
+    path = make_parent(path)
+    with replacing(path) as table, replacing(path.with_suffix(".png")) as picture:
+        table.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        plot_confusion(result.confusion, classes, picture)
 
 
 def find_images(path: Union[str, Path]) -> list[str]:
@@ -49,8 +54,10 @@ def find_images(path: Union[str, Path]) -> list[str]:
     path = Path(path)
     if not path.exists():
         raise UserError(f"--images: {path}: no such file or folder")
-    found = [path] if path.is_file() else sorted(path.rglob("*"))
-    files = [str(file) for file in found if file.is_file() and file.name[0] != "."]
+    found, _, problems = files_below(path) if path.is_dir() else ([str(path)], [], {})
+    if problems:
+        raise UserError(f"--images: {unreadable_text(problems)}; make them readable or remove them")
+    files = [file for file in found if os.path.basename(file)[0] != "."]
     if not files:
         raise UserError(f"--images: {path}: has no images")
     check_images(files)
@@ -98,10 +105,11 @@ def write_predictions(
     """
     path = make_parent(path)
     best = probabilities.argmax(1)
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", "class", "probability", *(f"p({name})" for name in classes)])
-        for name, label, row in zip(files, best, probabilities):
-            writer.writerow([name, classes[label], f"{row[label]:.6f}", *(f"{value:.6f}" for value in row)])
     captions = [f"{classes[label]} {row[label]:.0%}" for label, row in zip(best, probabilities)]
-    plot_contact_sheet(seen, captions[: len(seen)], path.with_suffix(".png"))
+    with replacing(path) as table, replacing(path.with_suffix(".png")) as picture:
+        with open(table, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+            writer = csv.writer(file)
+            writer.writerow(["image", "class", "probability", *(f"p({name})" for name in classes)])
+            for name, label, row in zip(files, best, probabilities):
+                writer.writerow([name, classes[label], f"{row[label]:.6f}", *(f"{value:.6f}" for value in row)])
+        plot_contact_sheet(seen, captions[: len(seen)], picture)

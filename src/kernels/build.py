@@ -11,10 +11,11 @@ from pathlib import Path
 
 import mindspore as ms
 
-from src.files import cache_folder
+from src.files import cache_folder, make_parent, replacing
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
+CHECKSUM_BYTES = hashlib.sha256().digest_size
 HOW = "install g++ (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++) or set CXX to a C++ compiler"
 
 
@@ -23,7 +24,7 @@ class UnavailableError(Exception):
 
 
 def build() -> Path:
-    """Return the path of the compiled library. Compile it first if the cache does not have it.
+    """Return the path of the compiled library. Compile it first if the cache does not have it, or has damaged it.
 
     Raise `UnavailableError` if it cannot be compiled.
     """
@@ -34,12 +35,30 @@ def build() -> Path:
             "MindSpore's oneDNN library, which the kernels use, is missing (expected lib/libdnnl.so.*)"
         )
     command = [*compiler, *FLAGS, str(SOURCE), str(onednn)]
-    version = subprocess.run([*compiler, "--version"], capture_output=True, check=False).stdout
-    key = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), version, " ".join(command).encode(), cpu()])).hexdigest()
-    library = cache_folder() / f"kernels-{key[:16]}.so"
-    if not library.exists():
-        compile_library(command, library)
+    version = start([*compiler, "--version"]).stdout
+    parts = [SOURCE.read_text("utf-8"), version, " ".join(command), cpu()]
+    key = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
+    try:
+        library = cache_folder() / f"kernels-{key[:16]}.so"
+        if not is_whole(library):
+            compile_library(command, library)
+    except RuntimeError as error:  # the user has no home folder
+        raise UnavailableError(f"they cannot be kept: {error}; set XDG_CACHE_HOME to a folder") from None
+    except OSError as error:
+        place = error.filename or cache_folder()
+        raise UnavailableError(
+            f"{place}: {error.strerror}; set XDG_CACHE_HOME to a folder that can be written"
+        ) from None
     return library
+
+
+def is_whole(library: Path) -> bool:
+    """Return whether the library exists and ends with its checksum; loading a truncated library ends the process."""
+    try:
+        content = library.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return content[-CHECKSUM_BYTES:] == hashlib.sha256(content[:-CHECKSUM_BYTES]).digest()
 
 
 def load(library: Path, threads: int) -> None:
@@ -54,24 +73,33 @@ def load(library: Path, threads: int) -> None:
 
 
 def compile_library(command: list[str], library: Path) -> None:
-    """Compile to a temporary file and move it into place, so that processes that start together do not conflict."""
-    print(f"compiling the native kernels with {command[0]} (first run only) ...", flush=True)
-    start = time.perf_counter()
-    part = library.with_suffix(f".{os.getpid()}")
-    try:
-        library.parent.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run([*command, "-o", str(part)], capture_output=True, text=True, check=False)
-        if done.returncode:
-            problem = next(
-                (line for line in done.stderr.splitlines() if "error" in line), f"exit code {done.returncode}"
-            )
+    """Compile to a temporary file and move it into place, so that processes that start together do not conflict.
+
+    The checksum is at the end of the library, where the system does not look. So both are always of the same version.
+    """
+    reason = "the kept library is damaged" if library.exists() else "first run only"
+    print(f"compiling the native kernels with {command[0]} ({reason}) ...", flush=True)
+    began = time.perf_counter()
+    with replacing(make_parent(library), f".{os.getpid()}") as partial:
+        done = start([*command, "-o", str(partial)])
+        if done.returncode or not partial.exists():
+            lines = (line for line in done.stderr.splitlines() if "error" in line)
+            problem = next(lines, f"exit code {done.returncode}" if done.returncode else "it wrote no library")
             raise UnavailableError(f"{command[0]} failed to compile them: {problem.strip()}; {HOW}")
-        part.replace(library)
+        content = partial.read_bytes()
+        partial.write_bytes(content + hashlib.sha256(content).digest())
+    print(f"compiled in {time.perf_counter() - began:.0f} s: {library}", flush=True)
+
+
+def start(command: list[str]) -> "subprocess.CompletedProcess[str]":
+    """Run a compiler, with messages in English; raise `UnavailableError` if it cannot be started."""
+    environment = {**os.environ, "LC_ALL": "C"}
+    try:
+        return subprocess.run(
+            command, capture_output=True, check=False, env=environment, errors="replace", stdin=subprocess.DEVNULL
+        )
     except OSError as error:
-        raise UnavailableError(f"{library.parent} cannot be written: {error.strerror}") from None
-    finally:
-        part.unlink(missing_ok=True)
-    print(f"compiled in {time.perf_counter() - start:.0f} s: {library}", flush=True)
+        raise UnavailableError(f"{command[0]} cannot be started: {error.strerror}; {HOW}") from None
 
 
 def find_compiler() -> list[str]:
@@ -83,10 +111,10 @@ def find_compiler() -> list[str]:
     raise UnavailableError(f"no C++ compiler is installed{f' as CXX={named[0]}' if named else ''}; {HOW}")
 
 
-def cpu() -> bytes:
+def cpu() -> str:
     """Return a description of this CPU's model and instruction set."""
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:
         lines = [platform.processor()]
-    return "\n".join(line for line in lines if line.startswith(("model name", "flags", "Features", "CPU"))).encode()
+    return "\n".join(line for line in lines if line.startswith(("model name", "flags", "Features", "CPU")))

@@ -60,7 +60,9 @@ def resolve_model(model: ModelConfig) -> None:
         raise ValueError(f"model.{error}") from None
     if model.padding == SAME and not hasattr(network, "pad_same"):
         users = listed(name for name, network in NETWORKS.items() if hasattr(network, "pad_same"))
-        raise ValueError(f"model.padding: same is used with name={users} only (found name={model.name}); leave it out")
+        raise ValueError(
+            f"model.padding: same is used with model.name={users} only (found model.name={model.name}); leave it out"
+        )
 
 
 def resolve_teacher(distill: DistillConfig) -> None:

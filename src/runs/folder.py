@@ -3,6 +3,8 @@
 import csv
 import fcntl
 import io
+import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,13 +17,16 @@ from src.config.schema import Config
 from src.errors import UserError
 from src.figures import plot_curves
 from src.files import PARTIAL, link, replacing, write_json, write_text
+from src.outputs import CHECKPOINTS, CONFIG, EVENTS, MARK, RUN_FILES, is_run
 from src.runs.state import RunState
 from src.runs.tensorboard import Events, remove_events
 from src.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 CURVES_SECONDS = 120  # least time between two drawings of the curves; a drawing takes about half a second
-CONFIG, CHECKPOINTS, EVENTS = "config.yaml", "checkpoints", "events"
-FILES = (CONFIG, "metrics.csv", "curves.png", "best.ckpt", "last.ckpt", "summary.json", CHECKPOINTS, EVENTS)
+# The names of files in CHECKPOINTS; a file with another name is the user's.
+STATE, WEIGHTS = re.compile(r"state-\d{5,}-\d{7,}\.ckpt"), re.compile(r"epoch-\d{5,}\.ckpt")
+# The names of temporary files in the run folder and in CHECKPOINTS.
+REMAINDER = re.compile(rf"\.({'|'.join(map(re.escape, RUN_FILES))}|(state|epoch)-[\d-]+\.ckpt){re.escape(PARTIAL)}.*")
 # The columns of metrics.csv and their formats. Accuracies are fractions of 1. The columns average_… are present only if
 # the run keeps a moving average of the weights.
 COLUMNS = {
@@ -42,10 +47,14 @@ COLUMNS = {
 
 
 class RunFolder:
-    """Writes the record of one run; a lock keeps other processes from writing to the same folder."""
+    """Writes the record of one run; a lock keeps other processes from writing to the same folder.
 
-    def __init__(self, path: Union[str, Path]) -> None:
+    With `overwrite`, `start` replaces a run that the folder holds.
+    """
+
+    def __init__(self, path: Union[str, Path], overwrite: bool = False) -> None:
         self.path = Path(path)
+        self.overwrite = overwrite
         self.lock: Optional[TextIO] = None
         self.events: Optional[Events] = None
         # The confusion matrix of the best epoch and its number of updates. A resumed run does not know the matrix of an
@@ -53,36 +62,87 @@ class RunFolder:
         self.best_confusion: Optional[tuple[np.ndarray, int]] = None
         self.drawn = time.monotonic()  # time of the last drawing of the curves
 
-    def holds_run(self) -> Optional[str]:
-        """Return the name of a file in the folder that belongs to a run, or None."""
-        return next((name for name in FILES if (self.path / name).exists()), None)
+    def contents(self) -> list[str]:
+        """Return the names of RUN_FILES that are in the folder; a folder with hidden files only does not count."""
+        found = [name for name in RUN_FILES if os.path.lexists(self.path / name)]
+        empty = [
+            name
+            for name in (CHECKPOINTS, EVENTS)
+            if (self.path / name).is_dir() and all(file.name[0] == "." for file in (self.path / name).iterdir())
+        ]
+        return [name for name in found if name not in empty]
+
+    def results(self) -> list[str]:
+        """Return what is in the folder that a run writes after its first state only."""
+        return [name for name in self.contents() if name not in (CONFIG, EVENTS)]
+
+    def refuse_contents(self) -> None:
+        """Raise a `UserError` if a new run in the folder would replace anything that it may not replace."""
+        present = self.contents()
+        if present and not is_run(self.path):
+            raise UserError(
+                f"run.dir: {self.path} has files that may not be of a run (found {', '.join(present)}, and no "
+                f"{CONFIG} of train.py); choose another run.dir=…"
+            )
+        if present and not self.overwrite:
+            raise UserError(
+                f"run.dir: {self.path} already contains a run (found {present[0]}); resume it with --resume "
+                f"{self.path}, choose another run.dir=…, or replace it with --overwrite"
+            )
 
     def start(self, config: Config) -> None:
-        """Create the folder, remove the files of an earlier run, and write the resolved config."""
+        """Begin a run: create the folder, remove the files of an earlier run, and write the resolved config.
+
+        Without `overwrite`, nothing is removed. `resume.open_run` has seen that the folder has no results; if another
+        process has written results since, a `UserError` is raised.
+        """
         self.open()
-        for name in FILES:
-            if name not in (CHECKPOINTS, EVENTS):
-                (self.path / name).unlink(missing_ok=True)
-        remove_events(self.path / EVENTS)
-        for file in (self.path / CHECKPOINTS).glob("*.ckpt"):
-            file.unlink()
-        write_text(config.to_yaml(), self.path / CONFIG)
+        if self.overwrite or self.results():
+            self.refuse_contents()
+            # The states come first: a run that is only half removed cannot be resumed. config.yaml comes last, because
+            # it marks the folder until the new file replaces it.
+            for file in [*self.states(), *self.kept_weights()]:
+                file.unlink()
+            remove_events(self.path / EVENTS)
+            for name in RUN_FILES:
+                if name not in (CONFIG, CHECKPOINTS, EVENTS):
+                    (self.path / name).unlink(missing_ok=True)
+        if self.overwrite or not (self.path / CONFIG).exists():
+            write_text(MARK + config.to_yaml(), self.path / CONFIG)
 
     def open(self) -> None:
-        """Create the folder if it is missing, lock it, and remove the temporary files of killed processes."""
+        """Create the folder if it is missing, lock it, and remove the temporary files of killed processes.
+
+        If something in the folder would stop the run later, a `UserError` is raised.
+        """
+        for name in RUN_FILES:
+            path, is_folder = self.path / name, name in (CHECKPOINTS, EVENTS)
+            if os.path.lexists(path) and path.is_dir() != is_folder:
+                expected = ("a file", "a folder")[is_folder]
+                raise UserError(f"run.dir: {path} is in the way (expected {expected}); move it away")
         (self.path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-        self.lock = open(self.path / CHECKPOINTS / ".lock", "w")  # noqa: SIM115 - open until the process ends
+        # Mode a, because the lock has no content, and w would delete the content of a file that a link leads to.
+        self.lock = open(self.path / CHECKPOINTS / ".lock", "a")  # noqa: SIM115 - open until the process ends
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"run.dir: another process trains in {self.path}; choose another run.dir=…") from None
         for folder in (self.path, self.path / CHECKPOINTS):
-            for remainder in folder.glob(f".*{PARTIAL}*"):
-                remainder.unlink()
+            for remainder in folder.iterdir():
+                if REMAINDER.fullmatch(remainder.name):
+                    remainder.unlink()
 
     def states(self) -> list[Path]:
         """Return the paths of the states from which the run can be resumed, newest first."""
-        return sorted((self.path / CHECKPOINTS).glob("state-*.ckpt"), reverse=True)
+        return sorted(self.checkpoints(STATE), reverse=True)
+
+    def kept_weights(self) -> list[Path]:
+        """Return the paths of the weights of the best epochs."""
+        return self.checkpoints(WEIGHTS)
+
+    def checkpoints(self, pattern: re.Pattern[str]) -> list[Path]:
+        """Return the paths in CHECKPOINTS whose name matches the pattern."""
+        return [path for path in (self.path / CHECKPOINTS).glob("*.ckpt") if pattern.fullmatch(path.name)]
 
     def newest_state(self, usable: Callable[[Checkpoint], bool] = lambda checkpoint: True) -> Optional[Checkpoint]:
         """Return the `Checkpoint` of the newest state that is `usable`, or None; report and skip damaged states."""
@@ -117,7 +177,7 @@ class RunFolder:
         if result is state.best:
             link(self.weights_path(result), self.path / "best.ckpt")
         kept = {self.weights_path(row) for row in state.ranking}
-        for old in (self.path / CHECKPOINTS).glob("epoch-*.ckpt"):
+        for old in self.kept_weights():
             if old not in kept:
                 old.unlink()
 

@@ -13,15 +13,19 @@ import mindspore as ms
 import numpy as np
 from safetensors.numpy import load, save
 
-from src.config.load import make_config
+from src.config.load import load_config, make_config
 from src.config.schema import Config
+from src.data.datasets import inputs_of
 from src.data.loading import Loader, workers_of
 from src.errors import UserError
-from src.runs.folder import CHECKPOINTS, CONFIG, RunFolder
+from src.files import write_text
+from src.outputs import CHECKPOINTS, CONFIG, MARK, is_run, located, refuse_input, refuse_place, run_of
+from src.runs.folder import RunFolder
 from src.runtime.parallel import Ranks
 from src.weights.checkpoint import Checkpoint
 
 AUTO = "auto"
+FIRST_STATE = "state-00000-0000000.ckpt"  # the name of the state at the start of a run
 DESCRIPTION = "description"  # name of the entry, beside the tensors, that has the rest of a `Checkpoint` as JSON
 TENSORS = ("weights", "average", "optimizer")  # the parts of a `Checkpoint` that are tensors
 # The settings that may change when a run is resumed; they do not change what is computed. train.epochs may increase.
@@ -40,35 +44,39 @@ FREE_KEYS = (
 def open_run(
     config: Config, resume: Optional[str], overwrite: bool, ranks: Ranks
 ) -> tuple[RunFolder, Optional[Checkpoint]]:
-    """Return the folder of the run, and the state to resume it from; None: a new run starts.
+    """Return the folder of the run, and the state to resume it from; None: a run starts at epoch 1.
 
-    `resume` and `overwrite` are options of train.py. If a run would be overwritten, if a setting differs from the
-    run's, or if all states are damaged, a `UserError` is raised.
+    `resume` and `overwrite` are options of train.py. If anything would be lost, if a setting differs from the run's, or
+    if all states are damaged, a `UserError` is raised.
     """
-    folder = RunFolder(config.run.dir)
+    folder = RunFolder(config.run.dir, overwrite)
 
     def find() -> Optional[Checkpoint]:
-        if not is_resumed(folder, resume, overwrite):
-            return None
-        folder.open()
-        return state_to_resume(folder, config)
+        if resume is not None and folder.contents():
+            return state_to_resume(folder, config)
+        refuse_place(f"run.dir: {folder.path}", located(folder.path / CONFIG))
+        folder.refuse_contents()
+        refuse_inputs(folder, config)
+        return None
 
     return folder, from_first(find, ranks)
 
 
-def is_resumed(folder: RunFolder, resume: Optional[str], overwrite: bool) -> bool:
-    """Return whether to resume the run in `folder`; the other arguments and errors are as in `open_run`."""
-    if resume == AUTO:
-        return (folder.path / CONFIG).exists()
-    if resume is not None:
-        return True
-    present = folder.holds_run()
-    if present and not overwrite:
-        raise UserError(
-            f"run.dir: {folder.path} already contains a run (found {present}); resume it with --resume {folder.path}, "
-            "choose another run.dir=…, or replace it with --overwrite"
-        )
-    return False
+def refuse_inputs(folder: RunFolder, config: Config) -> None:
+    """Raise a `UserError` if a run that starts in `folder` replaces what it reads, or is inside of images or a run."""
+    if (outer := run_of(located(folder.path))) is not None:
+        raise UserError(f"run.dir: {folder.path} is part of the run in {outer}; choose another run.dir=…")
+    for key, value in (
+        ("model.pretrained", config.model.pretrained),
+        ("distill.teacher", config.distill.teacher),
+        ("distill.pretrained", config.distill.pretrained),
+    ):
+        if value is not None and run_of(located(value)) == located(folder.path):
+            raise UserError(
+                f"{key}: {value} is a file of the run that --overwrite replaces; copy it to another folder, or choose "
+                "another run.dir=…"
+            )
+    refuse_input(f"run.dir {folder.path}", located(folder.path), inputs_of(config.data))
 
 
 def from_first(find: Callable[[], Optional[Checkpoint]], ranks: Ranks) -> Optional[Checkpoint]:
@@ -129,19 +137,37 @@ def refuse_changes(before: Config, now: Config) -> None:
 
 
 def state_to_resume(folder: RunFolder, config: Config) -> Optional[Checkpoint]:
-    """Return the state to resume from, or None if the run ended before it saved a state.
+    """Return the state to resume from, or None if the run ended before it saved anything.
 
-    If a setting differs from the run's, or if all states are damaged, a `UserError` is raised.
+    If a setting differs from the run's, if all states are damaged, or if states are missing, a `UserError` is raised.
     """
-    found = folder.newest_state()
-    if found:
+    path = folder.path
+    if folder.states():
+        folder.open()
+        found = folder.newest_state()
+        if found is None:
+            raise UserError(
+                f"--resume: all states in {path / CHECKPOINTS} are damaged; put undamaged files there, choose another "
+                "run.dir=…, or start again with --overwrite"
+            )
         refuse_changes(found.config, config)
+        if not (path / CONFIG).exists():
+            write_text(MARK + found.config.to_yaml(), path / CONFIG)
         print(f"resuming from {found.path}", flush=True)
-    elif folder.states():
-        raise UserError(
-            f"--resume: all states in {folder.path / CHECKPOINTS} are damaged; start again with --overwrite"
-        )
-    return found
+        return found
+    if is_run(path) and not folder.results():
+        folder.open()
+        refuse_changes(load_config(path / CONFIG), config)
+        print(f"{path} has no state yet, so its run starts at epoch 1", flush=True)
+        return None
+    found_names, advice = ", ".join(folder.contents()), "choose another run.dir=…"
+    if is_run(path):
+        advice = f"put its state-….ckpt back, {advice}, or start again with --overwrite"
+        if "last.ckpt" in folder.contents():
+            advice = f"copy its last.ckpt to {path / CHECKPOINTS / FIRST_STATE}, {advice}"
+    raise UserError(
+        f"--resume: {path / CHECKPOINTS} has no state to resume from (found in {path}: {found_names}); {advice}"
+    )
 
 
 def choose_workers(config: Config, resumed: Optional[Checkpoint], ranks: Ranks) -> int:

@@ -1,11 +1,9 @@
 """Data parallel training in several processes (ranks) that `msrun` starts: their numbers and what they exchange."""
 
-import atexit
 import contextlib
 import hashlib
 import os
 import socket
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable, Optional
@@ -15,6 +13,7 @@ import numpy as np
 from mindspore import nn, ops
 from mindspore.communication import get_group_size, get_rank, init
 
+from src import script
 from src.errors import UserError, text_of
 
 
@@ -130,10 +129,7 @@ class Ranks:
         """
         if self.count > 1:
             self.sum(np.zeros(1, np.int64))
-            atexit._run_exitfuncs()
-            sys.stdout.flush()
-            # On a busy machine, MindSpore 2.7.0 crashes in one of eight normal exits of the interpreter.
-            os._exit(0)
+            script.end(0)
 
     def output(self) -> contextlib.AbstractContextManager[Any]:
         """Return a context in which only the first rank prints."""

@@ -1,8 +1,9 @@
 """Ctrl-C and SIGTERM during training: a signal waits until the current step or file is complete."""
 
-import signal
 from types import FrameType
 from typing import Optional
+
+from src import script
 
 
 class PolledInterrupt(KeyboardInterrupt):
@@ -10,7 +11,7 @@ class PolledInterrupt(KeyboardInterrupt):
 
 
 class Interrupts:
-    """Turns SIGINT and SIGTERM into `KeyboardInterrupt`.
+    """Turns the signals of `src/script.py` into `KeyboardInterrupt`.
 
     Between `hold` and `release`, the first signal waits until `poll` or `release`. A second signal never waits.
     """
@@ -18,12 +19,11 @@ class Interrupts:
     def __init__(self) -> None:
         self.holding = False
         self.asked = False
-        # SIGTERM is handled too, because MindSpore turns Ctrl-C into SIGTERM while a compiled step runs.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.receive)
+        script.handle(self.receive)
 
     def receive(self, number: int, frame: Optional[FrameType]) -> None:
         """Raise `KeyboardInterrupt`, or only remember the signal if it has to wait."""
+        script.note(number)
         again, self.asked = self.asked, True
         if again or not self.holding:
             raise KeyboardInterrupt

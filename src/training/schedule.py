@@ -5,6 +5,9 @@ from typing import Any
 import numpy as np
 
 from src.config.schema import Config
+from src.errors import UserError
+
+MOST_UPDATES = 50_000_000  # their learning rates take 2 GB while they are computed
 
 
 def learning_rates(config: Config, steps_per_epoch: int, ranks: int = 1) -> np.ndarray:
@@ -12,10 +15,16 @@ def learning_rates(config: Config, steps_per_epoch: int, ranks: int = 1) -> np.n
 
     steps_per_epoch: updates per epoch; with gradient accumulation an epoch has more batches than updates. With
     `optimizer.lr_batch`, all learning rates are multiplied by (images per update on all `ranks`) / lr_batch: Goyal et
-    al., Accurate, Large Minibatch SGD, section 2.1.
+    al., Accurate, Large Minibatch SGD, section 2.1. More updates than MOST_UPDATES are a `UserError`.
     """
     settings: Any = config.schedule  # the schema has filled in the keys that the schedule uses
     peak: Any = config.optimizer.lr
+    updates = config.train.epochs * steps_per_epoch
+    if updates > MOST_UPDATES:
+        raise UserError(
+            f"train.epochs: too many updates of the weights (found {updates:,}, expected at most {MOST_UPDATES:,}); "
+            "choose fewer epochs or larger batches"
+        )
     steps = np.arange(config.train.epochs * steps_per_epoch)
     warmup = min(round(settings.warmup_epochs * steps_per_epoch), len(steps))
     after = np.maximum(steps - warmup, 0)

@@ -8,6 +8,7 @@ from typing import Any, NoReturn, Optional
 import mindspore as ms
 import numpy as np
 
+from src import script
 from src.config.schema import Config, resolved
 from src.data.loading import Loader
 from src.errors import Interrupted, UserError
@@ -218,6 +219,7 @@ class Trainer:
 
     def leave(self) -> NoReturn:
         """Save the state after Ctrl-C or SIGTERM, and end the process."""
+        script.handle(script.interrupt)  # A second signal, of an impatient user, does not disturb the saving.
         # In the middle of a step, the weights may be ahead of the state, so the state that was saved last is kept.
         if not self.interrupts.holding:
             self.save()

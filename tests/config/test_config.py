@@ -2,6 +2,7 @@ import pytest
 import yaml
 
 from src.config.load import load_config, make_config
+from src.config.yaml_text import parse_yaml
 from src.errors import UserError
 from tests.conftest import ROOT
 
@@ -41,13 +42,13 @@ def test_a_written_config_is_read_back_unchanged(path, tmp_path):
         ("model.width='1'", "model.width: '1'"),
         (
             "model.groups=3",
-            "model.groups: is used with name=shufflenet_v1 only (found name=shufflenet_v2); leave it out",
+            "model.groups: is used with model.name=shufflenet_v1 only (found model.name=shufflenet_v2); leave it out",
         ),
         ("model.layout=equal", "model.layout: equal is not one of authors, equal_split; did you mean equal_split?"),
         ("model.name=mindcv/mobilnet_v1_025", "is not a network of mindcv; did you mean mindcv/mobilenet_v1_025?"),
-        ("train.recalibrate=-1", "train.recalibrate: -1 is not auto, or a number of batches (at least 0)"),
-        ("train.recalibrate=always", "train.recalibrate: 'always' is not auto, or a number of batches (at least 0)"),
-        ("train.recalibrate=true", "train.recalibrate: True is not auto, or a number of batches (at least 0)"),
+        ("train.recalibrate=-1", "train.recalibrate: -1 is not auto, or a number of batches (0 to 1e9)"),
+        ("train.recalibrate=always", "train.recalibrate: 'always' is not auto, or a number of batches (0 to 1e9)"),
+        ("train.recalibrate=true", "train.recalibrate: True is not auto, or a number of batches (0 to 1e9)"),
         ("model.freeze=head", "model.freeze: 'head' is not one of none, backbone"),
         ("model.freeze=-1", "model.freeze: -1 is not none, backbone, or a number of blocks (at least 0)"),
         ("model.freeze=true", "model.freeze"),
@@ -65,7 +66,10 @@ def test_a_written_config_is_read_back_unchanged(path, tmp_path):
         ("data.on_bad_image=skip", "data.on_bad_image: is supported for image files only (found data.name=digits)"),
         ("data.on_bad_image=ignore", "data.on_bad_image: 'ignore' is not one of error, skip"),
         ("augment.crop=padd", "did you mean pad?"),
-        ("augment.padding=3", "augment.padding: is used with crop=pad only (found crop=resized); leave it out"),
+        (
+            "augment.padding=3",
+            "augment.padding: is used with augment.crop=pad only (found augment.crop=resized); leave it out",
+        ),
         (
             "augment.scale=[1, 0.1]",
             "augment.scale: [1.0, 0.1] must be two numbers above 0 in ascending order, at most 1.0",
@@ -86,6 +90,12 @@ def test_a_written_config_is_read_back_unchanged(path, tmp_path):
         ("train.epochs", "train.epochs: is not an override; write section.key=value"),
         ("epochs=1", "epochs=1: is not an override; write section.key=value"),
         ("train.epochs=[1", "is not valid YAML"),
+        ("train.epochs=010", "train.epochs=010: 010 is an octal number in YAML; write 10 (or 8, the octal value)"),
+        ("train.epochs=-0_17", "write -17 (or -15, the octal value)"),
+        ("train.epochs=1:30", "train.epochs=1:30: 1:30 is a base-60 number in YAML; write 90, or put a text in quotes"),
+        ("optimizer.lr=1:30.5", "1:30.5 is a base-60 number in YAML; write 90.5"),
+        ("run.dir=no", "run.dir: must be a text (found False: YAML reads yes, no, on and off so); put it in quotes"),
+        ("train.epochs=2026-11-24", "train.epochs: '2026-11-24' must be a valid integer"),
     ],
 )
 def test_an_error_in_an_override_names_it(override, message):
@@ -106,7 +116,8 @@ def test_an_error_in_an_override_names_it(override, message):
         (b"\xff\xfe", "is not UTF-8"),
         (b"train: !!python/object/apply:os.getcwd []\n", "is not valid YAML"),
         (b"1: {a: 2}\n", "key 1 is not a string"),
-        (b"train: {epochs: 2026-99-99}\n", "is not valid YAML"),
+        (b"train: {epochs: 2026-99-99}\n", "train.epochs: '2026-99-99' must be a valid integer"),
+        (b"train:\n  epochs: 010\n", "config.yaml: 010 is an octal number in YAML; write 10 (or 8, the octal value)"),
         (b"train: {epochs: !!timestamp x}\n", "a value does not fit its tag"),
         (b"train: {epochs: !!bool x}\n", "a value does not fit its tag"),
         (b"train: {epochs: !!int ''}\n", "a value does not fit its tag"),
@@ -145,14 +156,16 @@ def test_padding_is_for_networks_that_mindcv_pads():
     assert make_config({}).model.padding is None
     assert make_config({"model": {"name": "ghostnet", "padding": "symmetric"}}).model.padding == "symmetric"
     with pytest.raises(
-        UserError, match=r"model.padding: same is used with name=shufflenet_v1, .* \(found name=ghostnet"
+        UserError, match=r"model.padding: same is used with model.name=shufflenet_v1, .* \(found model.name=ghostnet"
     ):
         make_config({"model": {"name": "ghostnet", "padding": "same"}})
 
 
 def test_layout_is_for_shufflenet_v2_only():
     assert make_config({}).model.layout == "authors"
-    with pytest.raises(UserError, match=r"model.layout: is used with name=shufflenet_v2 only \(found name=ghostnet\)"):
+    with pytest.raises(
+        UserError, match=r"model.layout: is used with model.name=shufflenet_v2 only \(found model.name=ghostnet\)"
+    ):
         make_config({"model": {"name": "ghostnet", "layout": "authors"}})
 
 
@@ -167,3 +180,17 @@ def test_allowed_group_counts_are_the_counts_of_the_paper():
     assert make_config({"model": {"name": "shufflenet_v1"}}).model.groups == 3
     with pytest.raises(UserError, match="groups: 5 is not one of 1, 2, 3, 4, 8"):
         make_config({"model": {"name": "shufflenet_v1", "groups": 5}})
+
+
+@pytest.mark.parametrize("text", ["010", "1:30", "no", "2026-11-24", "1e-4"])
+def test_a_text_in_quotes_stays_a_text(text):
+    assert make_config({}, [f'run.dir="{text}"']).run.dir == text
+
+
+@pytest.mark.parametrize("value", [0, 7, 10, 0x1F, 1_000, -3, 0.5, 1e-4, 2e10])
+def test_numbers_that_python_writes_are_read_as_they_are(value):
+    assert parse_yaml(str(value), source="x") == value
+
+
+def test_a_date_is_a_text():
+    assert make_config({}, ["run.dir=2026-11-24"]).run.dir == "2026-11-24"

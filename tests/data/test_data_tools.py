@@ -168,7 +168,7 @@ def test_the_benchmark_measures_each_case(run_tool, tmp_path):
     ("arguments", "said"),
     [
         (["--output", "batch.jpg"], "--output batch.jpg: must end with .png"),
-        (["--images", "0"], "--images and --epoch must be at least 1"),
+        (["--images", "0"], "--images: must be a whole number from 1 to 256"),
         (["data.root=nowhere"], "data.root: nowhere/train: no such folder"),
     ],
 )

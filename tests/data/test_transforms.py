@@ -337,13 +337,16 @@ def test_a_thread_erases_and_the_pixels_depend_on_seed_epoch_and_batch_only():
 @pytest.mark.parametrize(
     ("augment", "said"),
     [
-        ({"probability": 0.5}, "augment.probability: is used with auto=randaugment only (found auto=none)"),
+        (
+            {"probability": 0.5},
+            "augment.probability: is used with augment.auto=randaugment only (found augment.auto=none)",
+        ),
         ({"auto": "randaugment", "magnitude_std": -1.0}, "augment.magnitude_std: -1"),
         ({"hue": 0.6}, "augment.hue: 0.6"),
-        ({"num_ops": 3}, "augment.num_ops: is used with auto=randaugment only (found auto=none)"),
+        ({"num_ops": 3}, "augment.num_ops: is used with augment.auto=randaugment only (found augment.auto=none)"),
         (
             {"auto": "trivialaugment", "magnitude": 3},
-            "augment.magnitude: is used with auto=randaugment only (found auto=trivialaugment)",
+            "augment.magnitude: is used with augment.auto=randaugment only (found augment.auto=trivialaugment)",
         ),
         ({"auto": "randaugment", "magnitude": 31}, "augment.magnitude: 31"),
         ({"auto": "randagument"}, "did you mean randaugment?"),

@@ -15,7 +15,7 @@ INT8 = ["--precision", "int8"]
 
 
 def options(monkeypatch, *arguments):
-    monkeypatch.setattr("sys.argv", ["export.py", "--checkpoint", "net.ckpt", "--output", "net.onnx", *arguments])
+    monkeypatch.setattr("sys.argv", ["export.py", "--checkpoint", __file__, "--output", "net.onnx", *arguments])
     return options_of(export.parse())
 
 
@@ -24,9 +24,9 @@ def options(monkeypatch, *arguments):
     [
         ([*INT8, "--verify", "1"], r"too few images .+\(found 1, expected at least 200\); .+ --min-images 1"),
         ([*INT8, "--min-images", "1001"], r"\(found 1000, expected at least 1001\)"),
-        ([*INT8, "--min-images", "0"], "--min-images 0: must be at least 1"),
-        ([*INT8, "--min-agreement", "nan"], "--min-agreement nan: must be 0 to 100 percent"),
-        ([*INT8, "--max-drop", "nan"], "--max-drop nan: must be 0 to 100 percentage points"),
+        ([*INT8, "--min-images", "0"], r"--min-images: must be a whole number from 1 to 10,000,000 \(found 0\)"),
+        ([*INT8, "--min-agreement", "nan"], r"--min-agreement: must be a number from 0 to 100 \(found nan\)"),
+        ([*INT8, "--max-drop", "nan"], r"--max-drop: must be a number from 0 to 100 \(found nan\)"),
         (["--precision", "float16", "--min-images", "9"], "--min-images 9: is not used with"),
         (["--min-agreement", "99"], "--min-agreement 99.0: is not used with"),
     ],

@@ -49,7 +49,7 @@ def test_each_source_compiler_and_cpu_has_its_own_library(cache, monkeypatch, tm
         patched.setattr(build, "FLAGS", (*build.FLAGS, "-g"))
         names.add(build.build())
     with monkeypatch.context() as patched:
-        patched.setattr(build, "cpu", lambda: b"another")
+        patched.setattr(build, "cpu", lambda: "another")
         names.add(build.build())
     with monkeypatch.context() as patched:
         patched.setenv("CXX", "echo")

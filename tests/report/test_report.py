@@ -327,7 +327,7 @@ def test_a_missing_run_folder_is_one_line(mistake, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["--mistakes", "-1"], "--mistakes -1: must be at least 0"),
+        (["--mistakes", "-1"], "--mistakes: must be a whole number from 0 to 1,000 (found -1)"),
         (["--output", "best.ckpt"], "--output best.ckpt: must end with .html"),
         (["--split", "vale"], "--split: invalid choice: 'vale'"),
         (["model.width=1.0"], "model.width=1.0: cannot be changed for a trained network"),

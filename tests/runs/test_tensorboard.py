@@ -195,7 +195,7 @@ def test_overwriting_removes_the_events_of_the_earlier_run_and_nothing_else(fold
     (folder.path / "events" / "notes.txt").write_text("mine")
     assert len(list((folder.path / "events").iterdir())) == 2
     folder.lock.close()
-    RunFolder(folder.path).start(make_config({}))
+    RunFolder(folder.path, overwrite=True).start(make_config({}))
     assert [path.name for path in (folder.path / "events").iterdir()] == ["notes.txt"]
 
 

@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import yaml
 
+from src.arguments import whole
 from src.errors import ArgumentParser, run
 from src.weights.checkpoint import load_checkpoint
 from tests.stress import struck_training
@@ -49,17 +50,17 @@ TIMING = ("images_per_second", "data_wait_fraction", "seconds")
 STATE_TIMING = ("clock", "seconds", "epoch_seconds", "rows")
 
 
-INTERRUPTED = 130  # exit code of train.py after Ctrl-C or SIGTERM
+INTERRUPTED = 143  # exit code of train.py after SIGTERM
 
 
 def main():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=100, help="kills in all (default: 100)")
+    parser.add_argument("--kills", type=whole(1, 1_000_000), default=100, help="kills in all (default: 100)")
     parser.add_argument(
         "--mode", choices=("pynative", "graph"), default="pynative", help="as runtime.mode (default: pynative)"
     )
     parser.add_argument("--ranks", type=int, choices=(1, 2), default=1, help="processes per run (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments (default: 0)")
+    parser.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, help="seed of the random moments (default: 0)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         counts = kill_and_compare(Path(work), args.kills, args.mode, args.seed, args.ranks)

@@ -25,8 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import yaml
 
 import train
+from src.arguments import whole
 from src.config.load import all_keys
-from src.errors import ArgumentParser, UserError, run
+from src.errors import ArgumentParser, run
 from src.training import network
 from src.training.schedule import learning_rates
 
@@ -62,14 +63,15 @@ NO_OVERRIDES = ["epochs=1", "train.epochs", "=", ".=1", "train.=1", "a.b.c=1", "
 
 def main():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=1000, help="number of damaged configs (default: 1000)")
+    parser.add_argument("--count", type=whole(1, 10**9), default=1000, help="number of damaged configs (default: 1000)")
     parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the first case; the next cases count up from it (default: 0)"
+        "--seed",
+        type=whole(0, 2**31 - 1),
+        default=0,
+        help="seed of the first case; the next cases count up from it (default: 0)",
     )
-    parser.add_argument("--jobs", type=int, default=2, help="processes at the same time (default: 2)")
+    parser.add_argument("--jobs", type=whole(1, 1024), default=2, help="processes at the same time (default: 2)")
     args = parser.parse_args()
-    if args.count < 1 or args.jobs < 1:
-        raise UserError("--count and --jobs must be at least 1")
     context = fresh_processes()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
         seeds = range(args.seed, args.seed + args.count)

@@ -235,17 +235,20 @@ def test_optimizer_resumes_from_a_file_with_the_same_bits(name, tmp_path):
         ({"name": "adam"}, "optimizer.name: 'adam' is not one of sgd, rmsprop, adamw, lamb, lion; did you mean adamw?"),
         (
             {"name": "adamw", "momentum": 0.9},
-            r"optimizer.momentum: is used with name=sgd, rmsprop only \(found name=adamw\)",
+            r"optimizer.momentum: is used with optimizer.name=sgd, rmsprop only \(found optimizer.name=adamw\)",
         ),
         (
             {"name": "rmsprop", "nesterov": True},
-            r"optimizer.nesterov: is used with name=sgd only \(found name=rmsprop\)",
+            r"optimizer.nesterov: is used with optimizer.name=sgd only \(found optimizer.name=rmsprop\)",
         ),
         (
             {"name": "lion", "epsilon": 1e-8},
-            r"optimizer.epsilon: is used with name=rmsprop, adamw, lamb only \(found name=lion\)",
+            r"optimizer.epsilon: is used with optimizer.name=rmsprop, adamw, lamb only \(found optimizer.name=lion\)",
         ),
-        ({"betas": [0.9, 0.99]}, r"optimizer.betas: is used with name=adamw, lamb, lion only \(found name=sgd\)"),
+        (
+            {"betas": [0.9, 0.99]},
+            r"optimizer.betas: is used with optimizer.name=adamw, lamb, lion only \(found optimizer.name=sgd\)",
+        ),
         ({"name": "adamw", "betas": [0.9]}, "optimizer.betas: .* must be two numbers between 0 and 1"),
         ({"name": "adamw", "betas": [0.9, 1.0]}, "optimizer.betas: .* must be two numbers between 0 and 1"),
         ({"weight_decay": 0.0, "decay_all": True}, "optimizer.decay_all: true needs optimizer.weight_decay above 0"),

@@ -112,9 +112,9 @@ def test_rates_scale_with_the_images_of_an_update():
     ("settings", "message"),
     [
         ({"name": "cosin"}, "schedule.name: 'cosin' is not one of cosine, linear, .*; did you mean cosine?"),
-        ({"name": "step"}, "schedule.step_epochs: must be given with name=step"),
-        ({"name": "multistep"}, "schedule.milestones: must be given with name=multistep"),
-        ({"name": "exponential"}, "schedule.gamma: must be given with name=exponential"),
+        ({"name": "step"}, "schedule.step_epochs: must be given with schedule.name=step"),
+        ({"name": "multistep"}, "schedule.milestones: must be given with schedule.name=multistep"),
+        ({"name": "exponential"}, "schedule.gamma: must be given with schedule.name=exponential"),
         ({"name": "multistep", "milestones": []}, "schedule.milestones: \\[\\] must be epochs above 0"),
         (
             {"name": "multistep", "milestones": [6, 3]},
@@ -122,11 +122,11 @@ def test_rates_scale_with_the_images_of_an_update():
         ),
         (
             {"name": "constant", "end_lr": 0.1},
-            r"schedule.end_lr: is used with name=cosine, linear, polynomial only \(found name=constant\)",
+            r"schedule.end_lr: is used with schedule.name=cosine, linear, polynomial only",
         ),
         (
             {"name": "cosine", "gamma": 0.1},
-            r"schedule.gamma: is used with name=step, multistep, exponential only \(found name=cosine\)",
+            r"schedule.gamma: is used with schedule.name=step, multistep, exponential only",
         ),
         ({"name": "cosine", "end_lr": 0.5}, "schedule.end_lr: 0.5 must be at most optimizer.lr, 0.4"),
         ({"name": "one_cycle", "warmup_epochs": 1}, "schedule.warmup_epochs: 1.0 is not used by one_cycle"),

@@ -1,6 +1,6 @@
 """Find MindSpore Lite on this machine, and use it in a separate process."""
 
-import os
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -8,15 +8,10 @@ from typing import Optional, Union
 
 from src.deploy.runtimes.process import RuntimeProcess
 from src.errors import UserError
+from src.files import cache_folder
 
 HOW_TO_GET = "run tools/setup_lite.sh (needs a Python 3.7), or name a Python that has mindspore_lite with --lite-python"
 PROBE_TIMEOUT = 60.0  # seconds that a Python may take to say whether it has MindSpore Lite
-
-
-def environment() -> Path:
-    """Return the folder of the virtual environment that tools/setup_lite.sh creates."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "pocketspore" / "lite"
 
 
 def find_lite(named: Optional[str] = None) -> Optional[str]:
@@ -29,7 +24,9 @@ def find_lite(named: Optional[str] = None) -> Optional[str]:
         if not has_lite(named):
             raise UserError(f"--lite-python {named}: is not a Python that has mindspore_lite")
         return named
-    candidates = (sys.executable, str(environment() / "bin" / "python"))
+    candidates = [sys.executable]
+    with contextlib.suppress(RuntimeError):  # the user has no home folder
+        candidates.append(str(cache_folder() / "lite" / "bin" / "python"))
     return next((python for python in candidates if has_lite(python)), None)
 
 
