@@ -168,3 +168,35 @@ def children(pid):
 
 def command_of(pid):
     return Path(f"/proc/{pid}/cmdline").read_text()
+
+
+TECHNIQUES = {
+    "average": ["train.ema_decay=0.5"],
+    "accumulation": ["train.accumulate=2", "train.clip_norm=1.0", "checkpoint.every_steps=1"],
+    "mixing": ["augment.mixup=0.2", "augment.cutmix=1.0", "model.dropout=0.2"],
+    "recalibration": ["train.recalibrate=2"],
+    "distillation": ["distill.teacher=average/best.ckpt", "optimizer.name=adamw", "optimizer.lr=0.002"],
+    "sync_norm": ["runtime.sync_norm=true"],
+    "all": [
+        *("train.ema_decay=0.5", "train.accumulate=2", "augment.mixup=0.2", "model.dropout=0.2", "train.recalibrate=1"),
+        *("distill.teacher=average/best.ckpt", "runtime.sync_norm=true"),
+    ],
+}
+
+
+def test_all_ranks_end_alike_with_every_technique(script, tmp_path):
+    (tmp_path / "c.yaml").write_text(CONFIG.replace("epochs: 1, batch_size: 128", "epochs: 1, batch_size: 340"))
+    plain = ["runtime.mode=pynative", "train.recalibrate=0", "optimizer.lr=0.02"]
+    cases = {name: [*plain, *overrides] for name, overrides in TECHNIQUES.items()}
+    (tmp_path / "cases.json").write_text(json.dumps(cases))
+    done = start_two_ranks(tmp_path, "tests/runtime/rank_of_techniques.py", tmp_path)
+    assert done.returncode == 0, done.log
+    for name in TECHNIQUES:
+        first, second = (json.loads((tmp_path / f"{name}-{rank}.json").read_text()) for rank in range(2))
+        assert first == second, name
+    # `first` is of the last case now. A single process evaluates the network that its ranks saved.
+    done = script("eval.py", "--checkpoint", "all/best.ckpt", "--json", "all.json", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    metrics, row = json.loads((tmp_path / "all.json").read_text()), first["rows"][-1]
+    assert (metrics["top1"], metrics["top5"]) == (row["average_top1"], row["average_top5"])
+    assert metrics["loss"] == pytest.approx(row["average_loss"], rel=1e-6)
