@@ -18,31 +18,36 @@ from src.config.load import load_config, make_config
 from src.config.schema import MINDCV, Config
 from src.config.yaml_text import parse_yaml
 from src.errors import ArgumentParser, UserError, run
+from src.launch import launcher
 
 
 def main() -> None:
     # Mistakes in the arguments and the settings are reported before MindSpore is imported, because that takes seconds.
     args = parse()
-    # Under msrun, the first process alone reads the run folder, and the processes do not know yet which of them it is.
+    # Of several ranks, the first rank alone reads the run folder, and the processes do not know yet which of them it is.
     in_run_folder = args.resume not in (None, "auto")
-    later = in_run_folder and "MS_ROLE" in os.environ
+    started_by = launcher()
+    later = in_run_folder and started_by is not None
     config = early_config(args) if later else read_config(args)
 
-    # The device and, under msrun, the other processes. Only the first process prints and uses the run folder.
+    # The device and the other processes, if there are any. Only the first process prints and uses the run folder.
     from src.runs.resume import open_run
     from src.runtime.agreement import refuse_unlike, settings_of
     from src.runtime.device import keep_device, use_device
     from src.runtime.parallel import join_ranks
+    from src.runtime.precision import check_precision
 
-    use_device(config.runtime, config.train.seed)
+    started = config.runtime
+    use_device(started, config.train.seed, started_by)
     ranks = join_ranks()
     with ranks.output():
         refuse_unlike({"--resume": args.resume, "--overwrite": args.overwrite}, ranks)
         if later:
             saved = ranks.from_first(lambda: saved_config(args).read_bytes())
             config = read_config(args, saved.decode())
-            keep_device(config.runtime, config.train.seed)
+            keep_device(config.runtime, config.train.seed, started)
         refuse_unlike(settings_of(config), ranks)
+        check_precision(config.runtime)
         for override in args.overrides:
             print(f"override {override}")
         folder, resumed = open_run(config, args.resume, args.overwrite, ranks)

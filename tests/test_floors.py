@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 # From the ground floor up; rooms of one line do not import each other. docs/architecture.md draws the same floors.
 FLOORS = [
     ("script",),
-    ("arguments", "errors", "files", "figures", "processors", "versions", "data.libjpeg"),
+    ("arguments", "errors", "files", "figures", "launch", "processors", "versions", "data.libjpeg"),
     ("config.schema", "config.yaml_text", "outputs"),
     ("models",),
     ("data", "kernels", "cost"),

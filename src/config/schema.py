@@ -427,9 +427,38 @@ class RuntimeConfig(Section):
     mode: Literal["graph", "pynative"] = "graph"  # graph: compiled steps; pynative: op by op, for debugging
     # Kernels on the CPU. native: of this project; stock: MindSpore's operators; auto: native if they can be built.
     kernels: Literal["auto", "native", "stock"] = "auto"
-    # float16, bfloat16: mixed precision, on Ascend and GPU only.
+    # float16, bfloat16: mixed precision, on Ascend and GPU only, if the device computes with these numbers.
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    # Numbers that BatchNorm reads and writes in mixed precision; its parameters and statistics are always float32.
+    # auto: float16 with precision float16, float32 with precision bfloat16 (see docs/training.md).
+    norm_precision: Literal["auto", "float32", "float16"] = "auto"
     sync_norm: bool = False  # true: BatchNorm uses the statistics of the images of all processes
+    # Ascend and GPU only: number of the device; null: 0, and with several processes another device for each process.
+    device_id: Optional[int] = Field(None, ge=0)
+    memory_limit: Optional[str] = None  # Ascend and GPU only: most memory to use, such as 30GB; null: all of the device
+    # true: Ascend and GPU give the same bits in every run, but more slowly. A CPU gives the same bits in any case.
+    deterministic: bool = False
+    # Ascend and GPU with mode: graph only: optimisation by MindSpore's compiler. O0: little; O1: it fuses operators;
+    # O2 (Ascend only): CANN's GraphEngine compiles the whole graph; null: MindSpore chooses.
+    jit_level: Optional[Literal["O0", "O1", "O2"]] = None
+
+    @field_validator("memory_limit")
+    @classmethod
+    def known_size(cls, limit: Optional[str]) -> Optional[str]:
+        if limit is not None and not re.fullmatch(r"(?!0(\.0*)?G)(0|[1-9]\d*)(\.\d+)?GB", limit):
+            raise ValueError(f"{limit!r} is not a size above 0 in GB, such as 30GB or 7.5GB")
+        return limit
+
+    @model_validator(mode="after")
+    def resolve(self) -> "RuntimeConfig":
+        if self.norm_precision == "float16" and self.precision != "float16":
+            raise ValueError(
+                "norm_precision: float16 is used with runtime.precision=float16 only (found runtime.precision="
+                f"{self.precision}); use auto"
+            )
+        if self.jit_level is not None and self.mode != "graph":
+            raise ValueError(f"jit_level: is used with runtime.mode=graph only (found {self.mode}); leave it out")
+        return self
 
 
 class LogConfig(Section):

@@ -9,6 +9,7 @@ import numpy as np
 
 from src.data.loading import Loader
 from src.models.classifier import Classifier
+from src.runtime.device import compile_graph
 from src.runtime.parallel import Ranks
 
 TOP_K = 5
@@ -51,7 +52,7 @@ def make_eval_step(classifier: Classifier, compiled: bool) -> Step:
     def step(images):
         return classifier(images)
 
-    return ms.jit(step) if compiled else step
+    return compile_graph(step) if compiled else step
 
 
 def predict(step: Step, loader: Loader) -> Iterator[Batch]:

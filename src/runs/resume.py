@@ -38,6 +38,8 @@ FREE_KEYS = (
     "checkpoint.keep_best",
     "log.tensorboard",
     "log.every_steps",
+    "runtime.device_id",
+    "runtime.memory_limit",
 )
 
 

@@ -1,4 +1,4 @@
-"""Data parallel training in several processes (ranks) that `msrun` starts: their numbers and what they exchange."""
+"""Data parallel training in several processes (ranks): their numbers and what they exchange."""
 
 import contextlib
 import hashlib
@@ -15,6 +15,8 @@ from mindspore.communication import get_group_size, get_rank, init
 
 from src import script
 from src.errors import UserError, text_of
+from src.launch import MSRUN, launcher
+from src.runtime.device import ADVICE
 
 
 @dataclass(frozen=True)
@@ -137,13 +139,21 @@ class Ranks:
 
 
 def join_ranks() -> Ranks:
-    """Connect to the other processes that `msrun` started, and return the `Ranks` of this process.
+    """Connect to the other processes that were started with this process, and return the `Ranks` of this process.
 
-    The device must be set before. Without `msrun` the process is the only rank.
+    `use_device` must set the device before. A process that was started alone is the only rank. If MindSpore cannot
+    connect processes that `msrun` did not start, a `UserError` is raised.
     """
-    if "MS_ROLE" not in os.environ:
+    started_by = launcher()
+    if started_by is None:
         return Ranks()
-    init()  # msrun runs this script also as its scheduler; in the scheduler, this call does not return
+    try:
+        init()  # msrun runs this script also as its scheduler; in the scheduler, this call does not return
+    except RuntimeError as error:
+        if started_by == MSRUN:
+            raise
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{started_by}: MindSpore cannot connect the ranks: {reason}; {ADVICE}") from None
     ranks = Ranks(get_rank(), get_group_size())
     ms.set_auto_parallel_context(
         parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True, device_num=ranks.count
@@ -166,7 +176,8 @@ class AllTrue(nn.Cell):
 class SyncNorm(nn.Cell):
     """BatchNorm whose training statistics are computed over the batches of all ranks together.
 
-    It takes the parameters of `norm`; `ranks` is the number of ranks. Input and output are (N, C, H, W).
+    It takes the parameters of `norm`; `ranks` is the number of ranks. Input and output are (N, C, H, W), float32 or of
+    2-byte numbers; the statistics are float32.
     """
 
     def __init__(self, norm: nn.BatchNorm2d, ranks: int) -> None:
@@ -179,6 +190,8 @@ class SyncNorm(nn.Cell):
         self.total = ops.AllReduce()
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
+        dtype = x.dtype
+        x = ops.cast(x, ms.float32)  # float16 has too few digits for sums
         if self.training:
             count = self.ranks * x.shape[0] * x.shape[2] * x.shape[3]
             mean = self.total(ops.reduce_sum(x, (0, 2, 3))) / count
@@ -191,7 +204,7 @@ class SyncNorm(nn.Cell):
         else:
             mean, variance = self.moving_mean, self.moving_variance
         scale = self.gamma * ops.rsqrt(variance + self.eps)
-        return (x - channelwise(mean)) * channelwise(scale) + channelwise(self.beta)
+        return ops.cast((x - channelwise(mean)) * channelwise(scale) + channelwise(self.beta), dtype)
 
 
 def channelwise(values: ms.Tensor) -> ms.Tensor:

@@ -1,9 +1,9 @@
-"""Mixed precision: 2-byte numbers in convolutions and matrix products, on devices that compute faster with them."""
+"""Mixed precision: 2-byte numbers in feature maps and products, on devices that compute faster with them."""
 
-from typing import Optional
+from typing import Any, Optional
 
 import mindspore as ms
-from mindspore import nn
+from mindspore import nn, ops
 from mindspore.amp import DynamicLossScaler, LossScaler, get_black_list
 
 from src.config.schema import RuntimeConfig
@@ -11,38 +11,68 @@ from src.errors import UserError
 from src.models.classifier import Classifier
 from src.runtime.parallel import SyncNorm
 
+HALVES: dict[str, Any] = {"float16": ms.float16, "bfloat16": ms.bfloat16}
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, SyncNorm)
+# MindSpore 2.7.0 refuses bfloat16 inputs of their operators on every device.
+NOT_IN_BFLOAT16 = (nn.ReLU6, nn.MaxPool2d, nn.AvgPool2d)
 INITIAL_SCALE = 2.0**16  # of the loss; it is halved at each overflow
 SCALE_WINDOW = 2000  # updates without an overflow after which the loss scale is doubled
+
+
+def check_precision(runtime: RuntimeConfig) -> None:
+    """Raise a `UserError` if the device, which `use_device` has set, cannot train in `runtime.precision`.
+
+    A CPU can compute in float16, but slower than in float32, so it is refused.
+    """
+    if runtime.precision == "float32":
+        return
+    device = ms.get_context("device_target")
+    if device == "CPU" or not multiplies(HALVES[runtime.precision]):
+        place = "a CPU" if device == "CPU" else f"this {device}"
+        raise UserError(f"runtime.precision: {runtime.precision} is not supported on {place}; use float32")
+
+
+def multiplies(half: Any) -> bool:
+    """Return whether the device computes a small convolution of numbers of the type `half`."""
+    ones = ops.ones((1, 16, 4, 4), half)
+    try:
+        return bool(ops.cast(ops.conv2d(ones, ones), ms.float32).asnumpy().item() == 256)
+    except (RuntimeError, TypeError, ValueError):  # MindSpore has no operator for this type on this device
+        return False
 
 
 def set_precision(classifier: Classifier, runtime: RuntimeConfig) -> Optional[LossScaler]:
     """Set the precision of the classifier to `runtime.precision`; return the loss scaler of float16, otherwise None.
 
-    Weights, norms, logits and the loss stay float32 (arXiv 1710.03740). On a CPU, float16 and bfloat16 are a
-    `UserError`.
+    Weights, statistics, logits and the loss stay float32 (arXiv 1710.03740). The feature maps have 2 bytes per element,
+    also those of BatchNorm if `runtime.norm_precision` is float16. `check_precision` tells whether the device is able
+    to do so.
     """
     if runtime.precision == "float32":
         return None
-    device = ms.get_context("device_target")
-    if device == "CPU":
-        raise UserError(f"runtime.precision: {runtime.precision} is not supported on a CPU; use float32")
-    classifier.backbone.to_float({"float16": ms.float16, "bfloat16": ms.bfloat16}[runtime.precision])
-    keep_norms_in_float32(classifier)
+    half = HALVES[runtime.precision]
+    # A Cell without a type computes with the types of its inputs. A BatchNorm then has 2-byte inputs and outputs, and
+    # float32 parameters and statistics. `to_float` would round its parameters too.
+    unchanged = NORMS if norms_in_half(runtime) else ()
+    in_float32 = (*get_black_list(), SyncNorm)  # the black list has the BatchNorms, and LayerNorm
+    if half == ms.bfloat16:
+        in_float32 += NOT_IN_BFLOAT16
+    for _, cell in classifier.backbone.cells_and_names():
+        if not isinstance(cell, unchanged):
+            kind = ms.float32 if isinstance(cell, in_float32) else half
+            cell.add_flags(fp16=kind == ms.float16, bf16=kind == ms.bfloat16, fp32=kind == ms.float32)
     if classifier.head is not None:
         classifier.head.to_float(ms.float32)
     # bfloat16 has the range of float32, so its gradients do not underflow and need no loss scale.
-    return create_scaler() if runtime.precision == "float16" else None
+    return create_scaler() if half == ms.float16 else None
 
 
-def keep_norms_in_float32(network: nn.Cell) -> None:
-    """Mark every norm of the `network` to compute in float32: our `SyncNorm` and the norms in MindSpore's black list.
+def norms_in_half(runtime: RuntimeConfig) -> bool:
+    """Return whether BatchNorms read and write 2-byte numbers in mixed precision.
 
-    The black list has BatchNorm, and LayerNorm, which some networks of mindcv use.
+    `auto` means so with float16. MindSpore's operator BatchNorm does not accept bfloat16.
     """
-    norms = (*get_black_list(), SyncNorm)
-    for _, cell in network.cells_and_names():
-        if isinstance(cell, norms):
-            cell.to_float(ms.float32)
+    return runtime.precision == "float16" and runtime.norm_precision != "float32"
 
 
 def create_scaler() -> DynamicLossScaler:

@@ -8,6 +8,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
+from src.runtime.device import compile_graph
+
 
 class MovingAverage:
     """Moving averages of all weights and BatchNorm statistics of a network.
@@ -75,7 +77,7 @@ class DeviceMovingAverage(MovingAverage):
             done = each(ops.partial(add_weight, share), averages, weights)
             return ops.depend(share, (done, ops.assign(position, position + 1)))
 
-        self.add: Callable[..., Any] = ms.jit(add) if compiled else add
+        self.add: Callable[..., Any] = compile_graph(add) if compiled else add
 
     def begin(self, updates: int, count: int) -> None:
         """Send the shares of the next `count` updates to the device."""

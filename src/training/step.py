@@ -10,6 +10,7 @@ from mindspore.amp import LossScaler, all_finite
 from src.config.schema import Config, TrainConfig
 from src.errors import UserError
 from src.models.classifier import Classifier
+from src.runtime.device import compile_graph
 from src.runtime.parallel import Ranks
 from src.training.distillation import Teacher
 from src.training.loss import make_loss
@@ -63,7 +64,7 @@ class TrainStep:
         self.tables: tuple[ms.Tensor, ...] = ()
 
         self.compiled = config.runtime.mode == "graph"
-        compile = ms.jit if self.compiled else lambda function: function
+        compile = compile_graph if self.compiled else lambda function: function
         loss_of = make_loss(classifier, config, teacher, scaler)
         gradients_of = ms.value_and_grad(loss_of, None, optimizer.parameters, has_aux=True)
         update = make_update(optimizer, config.train, ranks, scaler)

@@ -36,7 +36,13 @@ FREE_KEYS = (
     "runtime.device",
     "runtime.mode",
     "runtime.kernels",
+    "runtime.device_id",
+    "runtime.memory_limit",
+    "runtime.deterministic",
+    "runtime.jit_level",
 )
+# Settings of the machine that trained the network. Another machine may not have them, so they are not taken over.
+MACHINE_KEYS = ("device_id", "memory_limit", "deterministic", "jit_level")
 ENTRY = "pocketspore"  # name of the entry beside the weights: a string, JSON
 FORMAT = 1
 AVERAGE, OPTIMIZER = "average.", "optimizer."  # prefixes of names in the file; the network's weights have no prefix
@@ -139,7 +145,10 @@ def recorded_config(tree: Mapping[str, Any], source: object) -> Config:
     """Return the `Config` that a checkpoint or an exported file, `source`, records as a nested dict."""
     # Files from before version 0.2.0 do not have the key: their networks were evaluated without antialiasing, and the
     # accuracy that they record holds for such pixels.
-    return make_config({**tree, "data": {"antialias": False, **tree["data"]}}, source=source)
+    data, runtime = {"antialias": False, **tree["data"]}, tree["runtime"]
+    if runtime["precision"] == "float16":  # their norms were float32
+        runtime = {"norm_precision": "float32", **runtime}
+    return make_config({**tree, "data": data, "runtime": runtime}, source=source)
 
 
 def adapt_config(config: Config, overrides: Sequence[str], free: Sequence[str] = FREE_KEYS) -> Config:
@@ -151,7 +160,9 @@ def adapt_config(config: Config, overrides: Sequence[str], free: Sequence[str] =
                 f"{override}: cannot be changed for a trained network{did_you_mean(key, free)}; "
                 f"you can change: {', '.join(free)}"
             )
-    return make_config(config.model_dump(), overrides, source="checkpoint")
+    tree = config.model_dump()
+    tree["runtime"] = {key: value for key, value in tree["runtime"].items() if key not in MACHINE_KEYS}
+    return make_config(tree, overrides, source="checkpoint")
 
 
 def open_checkpoint(path: Union[str, Path], overrides: Sequence[str]) -> OpenCheckpoint:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from src.config.load import make_config
+from src.config.schema import RuntimeConfig
 from src.data.datasets import load_samples
 from src.data.loading import train_loader
 from src.errors import UserError
@@ -96,7 +97,9 @@ def test_ranks_that_have_joined_keep_their_device(monkeypatch):
     seeds = []
     monkeypatch.setattr(device, "set_mode_and_seed", lambda runtime, seed: seeds.append(seed))
     for name in ("auto", "cpu"):
-        device.keep_device(make_config({"runtime": {"device": name}}).runtime, 3)
+        device.keep_device(make_config({"runtime": {"device": name}}).runtime, 3, RuntimeConfig())
     assert seeds == [3, 3]
-    with pytest.raises(UserError, match=r"found CPU, expected gpu\); under msrun, add runtime.device=gpu to --resume"):
-        device.keep_device(make_config({"runtime": {"device": "gpu"}}).runtime, 3)
+    with pytest.raises(
+        UserError, match=r"found CPU, expected gpu\); with several ranks, add runtime.device=gpu to --resume"
+    ):
+        device.keep_device(make_config({"runtime": {"device": "gpu"}}).runtime, 3, RuntimeConfig())

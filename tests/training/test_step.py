@@ -13,7 +13,7 @@ from src.errors import UserError
 from src.models import create_model
 from src.models.classifier import Classifier, Preprocess
 from src.runtime.parallel import Ranks
-from src.runtime.precision import create_scaler, set_precision
+from src.runtime.precision import create_scaler
 from src.training.distillation import Teacher, create_teacher
 from src.training.loss import mix
 from src.training.moving_average import DeviceMovingAverage, MovingAverage
@@ -402,11 +402,3 @@ def test_logits_and_loss_of_a_network_in_float16_are_float32(compiled):
     # A loss in float16, at most 65,504, would be infinite after its scaling by 65,536, and the update would be skipped.
     assert float(scaler.scale_value.asnumpy()) == 2.0**16
     assert (backbone[1].weight.asnumpy() != before).any()
-
-
-@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
-def test_half_precision_is_refused_on_a_cpu(precision):
-    config = settings()
-    config.runtime.precision = precision
-    with pytest.raises(UserError, match=f"runtime.precision: {precision} is not supported on a CPU"):
-        set_precision(None, config.runtime)
