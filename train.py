@@ -24,7 +24,7 @@ from src.launch import launcher
 def main() -> None:
     # Mistakes in the arguments and the settings are reported before MindSpore is imported, because that takes seconds.
     args = parse()
-    # Of several ranks, the first rank alone reads the run folder, and the processes do not know yet which of them it is.
+    # Of several ranks, the first rank alone reads the run folder, and the processes do not know yet which they are.
     in_run_folder = args.resume not in (None, "auto")
     started_by = launcher()
     later = in_run_folder and started_by is not None

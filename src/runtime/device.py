@@ -65,9 +65,10 @@ def keep_device(runtime: RuntimeConfig, seed: int, started: RuntimeConfig) -> No
         expected = getattr(runtime, key)
         if expected == value or (key == "device" and TARGETS.get(expected, used) == used):
             continue
+        given = "null" if expected is None else expected
         raise UserError(
             f"runtime.{key}: the run was started with another {key} (found {value}, expected {expected}); with several "
-            f"ranks, add runtime.{key}={expected} to --resume"
+            f"ranks, add runtime.{key}={given} to --resume"
         )
     refuse_number(runtime)
     check_settings(runtime, next(name for name, target in TARGETS.items() if target == used))

@@ -214,13 +214,22 @@ def channelwise(values: ms.Tensor) -> ms.Tensor:
 
 def synchronise_norms(network: nn.Cell, ranks: int) -> None:
     """Replace every BatchNorm of the `network` by a `SyncNorm`; the parameters and their names stay the same."""
+    replace_cells(network, nn.BatchNorm2d, lambda norm: SyncNorm(norm, ranks))
+
+
+def replace_cells(network: nn.Cell, kinds: Any, make: Callable[[Any], nn.Cell]) -> None:
+    """Replace every Cell of these `kinds` inside the `network` by the Cell that `make` returns for it.
+
+    `kinds` is as in `isinstance`. The new Cell has the same parameters, in the same order; their names stay.
+    """
     for cell in [cell for _, cell in network.cells_and_names()]:
-        for i, (name, child) in enumerate(list(cell.name_cells().items())):
-            if isinstance(child, nn.BatchNorm2d):
+        for name, child in list(cell.name_cells().items()):
+            if isinstance(child, kinds):
                 names = [parameter.name for parameter in child.get_parameters()]
-                if isinstance(cell, nn.SequentialCell):
-                    cell[i] = SyncNorm(child, ranks)
+                new = make(child)
+                if isinstance(cell, (nn.SequentialCell, nn.CellList)):
+                    cell[list(cell).index(child)] = new
                 else:
-                    setattr(cell, name, SyncNorm(child, ranks))
-                for parameter, old in zip(child.get_parameters(), names):
+                    setattr(cell, name, new)
+                for parameter, old in zip(new.get_parameters(), names):
                     parameter.name = old

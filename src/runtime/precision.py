@@ -9,10 +9,10 @@ from mindspore.amp import DynamicLossScaler, LossScaler, get_black_list
 from src.config.schema import RuntimeConfig
 from src.errors import UserError
 from src.models.classifier import Classifier
-from src.runtime.parallel import SyncNorm
+from src.runtime.parallel import SyncNorm, replace_cells
 
 HALVES: dict[str, Any] = {"float16": ms.float16, "bfloat16": ms.bfloat16}
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, SyncNorm)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 # MindSpore 2.7.0 refuses bfloat16 inputs of their operators on every device.
 NOT_IN_BFLOAT16 = (nn.ReLU6, nn.MaxPool2d, nn.AvgPool2d)
 INITIAL_SCALE = 2.0**16  # of the loss; it is halved at each overflow
@@ -44,27 +44,41 @@ def multiplies(half: Any) -> bool:
 def set_precision(classifier: Classifier, runtime: RuntimeConfig) -> Optional[LossScaler]:
     """Set the precision of the classifier to `runtime.precision`; return the loss scaler of float16, otherwise None.
 
-    Weights, statistics, logits and the loss stay float32 (arXiv 1710.03740). The feature maps have 2 bytes per element,
-    also those of BatchNorm if `runtime.norm_precision` is float16. `check_precision` tells whether the device is able
-    to do so.
+    Weights, statistics, logits and the loss stay float32 (arXiv 1710.03740). All layers of the backbone read and write
+    feature maps with 2 bytes per element. `check_precision` tells whether the device is able to compute with them.
     """
     if runtime.precision == "float32":
         return None
     half = HALVES[runtime.precision]
-    # A Cell without a type computes with the types of its inputs. A BatchNorm then has 2-byte inputs and outputs, and
-    # float32 parameters and statistics. `to_float` would round its parameters too.
-    unchanged = NORMS if norms_in_half(runtime) else ()
-    in_float32 = (*get_black_list(), SyncNorm)  # the black list has the BatchNorms, and LayerNorm
+    # A Cell without a type computes with the types of its inputs and parameters. So a BatchNorm has 2-byte inputs and
+    # outputs, but float32 parameters and statistics. `to_float` would round its parameters too.
+    untyped: tuple[type[nn.Cell], ...] = (SyncNorm,)
+    in_float32 = tuple(get_black_list())  # the BatchNorms; and LayerNorm, which some networks of mindcv use
+    if norms_in_half(runtime):
+        untyped += BATCH_NORMS
+        in_float32 = tuple(set(in_float32) - set(BATCH_NORMS))
     if half == ms.bfloat16:
         in_float32 += NOT_IN_BFLOAT16
     for _, cell in classifier.backbone.cells_and_names():
-        if not isinstance(cell, unchanged):
-            kind = ms.float32 if isinstance(cell, in_float32) else half
-            cell.add_flags(fp16=kind == ms.float16, bf16=kind == ms.bfloat16, fp32=kind == ms.float32)
+        if not isinstance(cell, untyped):
+            cell.add_flags(fp16=half == ms.float16, bf16=half == ms.bfloat16, fp32=False)
+    replace_cells(classifier.backbone, in_float32, lambda cell: InFloat32(cell, half))
     if classifier.head is not None:
         classifier.head.to_float(ms.float32)
     # bfloat16 has the range of float32, so its gradients do not underflow and need no loss scale.
     return create_scaler() if half == ms.float16 else None
+
+
+class InFloat32(nn.Cell):
+    """Lets a `cell` compute in float32; the output has the 2-byte type `half`."""
+
+    def __init__(self, cell: nn.Cell, half: Any) -> None:
+        super().__init__()
+        self.cell = cell.to_float(ms.float32)
+        self.half = half
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        return ops.cast(self.cell(x), self.half)
 
 
 def norms_in_half(runtime: RuntimeConfig) -> bool:
