@@ -89,7 +89,23 @@ def norms_in_half(runtime: RuntimeConfig) -> bool:
     return runtime.precision == "float16" and runtime.norm_precision != "float32"
 
 
-def create_scaler() -> DynamicLossScaler:
+@ms.jit_class
+class Scaler(DynamicLossScaler):
+    """MindSpore's loss scaler, whose `adjust` contains `%`: an operator that MindSpore does not have on a GPU."""
+
+    def adjust(self, grads_finite: ms.Tensor) -> bool:
+        """Halve the scale after an overflow, and double it after SCALE_WINDOW updates without an overflow."""
+        due = ops.equal(self.counter, self.scale_window - 1)
+        doubled = self.scale_value * self.scale_factor
+        larger = ops.select(ops.logical_and(due, ops.isfinite(doubled)), doubled, self.scale_value)
+        smaller = ops.maximum(ops.ones_like(self.scale_value), self.scale_value / self.scale_factor)
+        ops.assign(self.scale_value, ops.select(grads_finite, larger, smaller))
+        counts = ops.logical_and(grads_finite, ops.logical_not(due))
+        ops.assign(self.counter, ops.select(counts, self.counter + 1, ops.zeros_like(self.counter)))
+        return True
+
+
+def create_scaler() -> Scaler:
     """Return a loss scaler that follows the overflows of the gradients.
 
     All ranks must scale alike, so the training step asks all ranks whether the gradients are finite (`Ranks.all_true`)
@@ -104,4 +120,4 @@ def create_scaler() -> DynamicLossScaler:
     from each rank cannot overflow. Both do not clear the flag at the start of a step: an overflow in an evaluation
     skips the next update once. Saturating devices were not available, so this part was not run.
     """
-    return DynamicLossScaler(INITIAL_SCALE, 2, SCALE_WINDOW)
+    return Scaler(INITIAL_SCALE, 2, SCALE_WINDOW)

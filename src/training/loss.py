@@ -74,4 +74,4 @@ def distillation(logits: ms.Tensor, teacher_logits: ms.Tensor, temperature: floa
     """Return T² * KL(teacher || student), the mean over images, of logits divided by the temperature T."""
     target = ops.log_softmax(ops.stop_gradient(teacher_logits) / temperature, -1)
     scores = ops.log_softmax(logits / temperature, -1)
-    return temperature**2 * (ops.exp(target) * (target - scores)).sum(-1).mean()
+    return temperature**2 * ops.reduce_sum(ops.exp(target) * (target - scores), -1).mean()

@@ -65,7 +65,7 @@ def prepare_network(
     # Freezing marks parameters as not trainable. Recalibration, the native kernels and the optimizer read these marks.
     classifier.freeze(config.model.freeze)
 
-    # Precision marks all norms as float32, so the synchronised norms must replace the BatchNorms before.
+    # Precision treats synchronised norms and BatchNorms differently, so the synchronised norms must exist before.
     if config.runtime.sync_norm and ranks.count > 1:
         synchronise_norms(classifier, ranks.count)
     scaler = set_precision(classifier, config.runtime)

@@ -161,11 +161,13 @@ def make_writer(record: ms.Parameter, position: ms.Parameter, ranks: Ranks) -> C
     largest = ops.Argmax(-1, ms.int32)
 
     def write(loss, logits, labels, done):
-        hits = ops.cast(ops.equal(largest(logits), labels), ms.float32).sum()
+        hits = ops.reduce_sum(ops.cast(ops.equal(largest(logits), labels), ms.float32))
         row = ops.stack((loss, hits))
         if total is not None:
             row = total(row) * shares
-        written = ops.scatter_update(record, ops.reshape(position % ROWS, (1,)), ops.reshape(row, (1, 2)))
+        # `%` would become an operator that MindSpore does not have on a GPU.
+        place = ops.reshape(ops.floor_mod(position, ROWS), (1,))
+        written = ops.scatter_update(record, place, ops.reshape(row, (1, 2)))
         return ops.depend(loss, (done, written, ops.assign(position, position + 1)))
 
     return write
@@ -175,7 +177,7 @@ def rows_at(position: ms.Parameter, tables: tuple[ms.Tensor, ...]) -> tuple[ms.T
     """Return the rows of the `tables` for the batch at this `position` of the epoch."""
     rows: tuple[ms.Tensor, ...] = ()
     for table in tables:
-        rows += (ops.gather(table, position % DRAWS, 0),)
+        rows += (ops.gather(table, ops.floor_mod(position, DRAWS), 0),)
     return rows
 
 
