@@ -1,6 +1,6 @@
 """The operators of the training and evaluation graphs, and the devices on which MindSpore documents them.
 
-docs/scale.md has the list. The graphs are those that Ascend and GPU get: stock operators, before the passes of a device.
+docs/scale.md has the list. The graphs are those that Ascend and GPU get: stock operators, before a device changes them.
 """
 
 import re
