@@ -27,8 +27,8 @@ from src.training.optimizer import create_optimizer
 from src.training.step import TrainStep
 from src.training.window import Window
 
-STEPS, TEST_IMAGES = 5, 64
-TIMED_STEPS = 20
+STEPS, TEST_IMAGES = 5, 32
+TIMED_STEPS = 10
 SIDE, BATCH = 32, 16  # of the compared steps
 # On an accelerator, the speed is measured with images and batches of the usual size.
 TIMED_SIDE, TIMED_BATCH = 224, 64
