@@ -6,23 +6,31 @@ It takes one to two minutes on a CPU. It writes everything to doctor.json, which
 code is 1 if a line is wrong. docs/scale.md explains the lines.
 """
 
-import argparse
+import os
 import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import src  # noqa: F401 - first, because from here on a signal ends the script with one line
+
+# isort: split
+
+import argparse
 import time
 from dataclasses import asdict
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from src.config.load import make_config
 from src.errors import ArgumentParser, run
+from src.outputs import add_overwrite, check_outputs, output_files
 
 
 def main():
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto", help="auto, cpu, gpu or ascend (default: auto)")
     parser.add_argument("--json", default="doctor.json", metavar="PATH", help="file to write (default: doctor.json)")
+    add_overwrite(parser)
     args = parser.parse_args()
+    check_outputs(output_files("--json", args.json, ".json"), {}, args.overwrite)
     runtime = make_config({"runtime": {"device": args.device}}, [], "--device").runtime
 
     import mindspore as ms

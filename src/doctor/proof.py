@@ -33,6 +33,7 @@ from src.doctor.training import (
     make_proof_config,
     train,
 )
+from src.errors import UserError
 from src.models import create_model
 from src.runtime.device import TARGETS, use_device
 
@@ -113,10 +114,23 @@ def product_speed(side: int = 1024, repeats: int = 3) -> float:
 
 
 def in_second_process(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the reference results of the networks, computed on the CPU by another process."""
+    """Return the reference results of the networks, computed on the CPU by another process.
+
+    A process that fails is a `UserError`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         request, answer = write_request(folder, models, REFERENCE)
-        subprocess.run([sys.executable, str(WORKER), request, answer], check=True, timeout=TIMEOUT)
+        command = [sys.executable, str(WORKER), request, answer]
+        try:
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=TIMEOUT)
+        except subprocess.TimeoutExpired:
+            raise UserError(
+                f"the reference on the CPU did not end in {TIMEOUT:.0f} seconds; end other programs"
+            ) from None
+        if done.returncode:
+            raise UserError(
+                f"the reference on the CPU ended with exit code {done.returncode}: {last_line(done.stdout)}"
+            )
         return json.loads(Path(f"{answer}-0.json").read_text())
 
 
@@ -178,6 +192,11 @@ def start_ranks(folder: str, request: str, answer: str) -> Optional[str]:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
     if process.returncode:
-        lines = [line.strip() for line in log.splitlines() if "Error" in line]
-        return f"msrun ended with exit code {process.returncode}: {lines[-1] if lines else log[-200:].strip()}"
+        return f"msrun ended with exit code {process.returncode}: {last_line(log)}"
     return None
+
+
+def last_line(log: str) -> str:
+    """Return the last line of a process's output that names an error, or else its last line."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if "error" in line.lower()), lines[-1] if lines else "no output")

@@ -12,6 +12,7 @@ import pytest
 from src.doctor import proof
 from src.doctor.machine import OK, WRONG
 from src.doctor.training import agrees, differences
+from src.errors import UserError
 from src.models import NETWORKS
 
 REFERENCE = {"losses": [2.0, 4.0], "evaluation_loss": 1.0, "changes": {"a": 3.0, "b": 4.0}}
@@ -106,6 +107,15 @@ def test_ranks_that_hang_or_fail_are_reported(tmp_path, monkeypatch, shell, part
     assert part in proof.start_ranks(str(tmp_path), "request", "answer")
 
 
+def test_the_reference_of_another_device_comes_from_a_second_process(monkeypatch):
+    model = {"name": "mobilenet_v1", "width": 0.25}
+    (elsewhere,) = proof.in_second_process([model])
+    assert elsewhere == proof.run({**proof.REFERENCE}, model)
+    monkeypatch.setattr(proof, "REFERENCE", {"device": "cpu", "mode": "wrong"})
+    with pytest.raises(UserError, match="ended with exit code .+ runtime.mode: 'wrong'"):
+        proof.in_second_process([model])
+
+
 def test_different_weights_on_the_ranks_are_wrong(monkeypatch):
     def write_answers(folder, request, answer):
         for rank in range(2):
@@ -115,3 +125,18 @@ def test_different_weights_on_the_ranks_are_wrong(monkeypatch):
     monkeypatch.setattr(proof, "start_ranks", write_answers)
     found = proof.prove_ranks("cpu")
     assert (found["state"], found["found"]) == (WRONG, "the ranks ended with different weights")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--json", "here.json"], "here.json"),
+        (["--json", "doctor.txt"], "--json doctor.txt: must end with .json"),
+        (["--device", "tpu"], "runtime.device: 'tpu' is not one of"),
+        (["--device", "gpu", "--overwrite"], "runtime.device: gpu is not available here"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(mistake, tmp_path, arguments, part):
+    (tmp_path / "here.json").write_text("mine")
+    assert part in mistake("tools/doctor.py", *arguments, cwd=tmp_path)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("here.json", "mine")]
