@@ -1,6 +1,5 @@
 """The bytes of the plan: 4 per element of a feature map where it is float32, 2 where mixed precision makes it half."""
 
-import mindspore as ms
 import pytest
 
 from src.config.load import make_config
@@ -15,7 +14,6 @@ from src.models import create_model
     [("float32", 4, 4, 4), ("float16", 2, 4, 4), ("bfloat16", 2, 4, 4)],
 )
 def test_bytes_of_each_kind_of_operation(precision, convolution, norm, head):
-    ms.set_device("CPU")
     config = make_config(
         {
             "model": {"name": "mobilenet_v1", "width": 0.25},
