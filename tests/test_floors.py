@@ -18,7 +18,7 @@ FLOORS = [
     ("weights", "evaluation"),
     ("runs",),
     ("training", "deploy"),
-    ("report",),
+    ("report", "doctor"),
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FRONT_DOOR = "src"  # src/__init__.py, which prepares the process before MindSpore is imported

@@ -16,19 +16,9 @@ import argparse
 
 from src.arguments import existing, whole
 from src.config.load import load_config
+from src.cost.devices import COMPUTE_SHARE, DEVICES, MEMORY_SHARE
 from src.errors import ArgumentParser, UserError, did_you_mean, run
 
-# From the vendors' data sheets: half-precision operations per second, bytes per second to and from memory, bytes of
-# memory.
-DEVICES = {
-    "ascend910": (256e12, 1.2e12, 32e9),
-    "a100": (312e12, 1.555e12, 40e9),
-    "v100": (125e12, 0.9e12, 32e9),
-}
-# Small convolutions and element-wise operations reach only these shares of the peaks.
-COMPUTE_SHARE, MEMORY_SHARE = 0.3, 0.6
-LINK = 12.5e9  # bytes per second between devices: 100 Gbit/s
-HALF, FLOAT = 2, 4  # bytes
 IMAGES = 1_281_167  # training images of ImageNet, so images per epoch
 # Per image: MACs, bytes moved, microseconds of computation and of memory traffic. Images per second of one device and
 # of all N. Days of the run. Bytes of weights, gradients and optimizer state. Bytes of the feature maps of a batch.
@@ -41,17 +31,23 @@ def main():
     args = parse()
     configs = {path: load_config(path, args.overrides) for path in args.config}
 
+    from src.cost.plan import plan
+    from src.models import create_model
     from src.runtime.device import use_device
+    from src.training.optimizer import create_optimizer
 
     use_device(next(iter(configs.values())).runtime)
-    operations, traffic, memory = DEVICES[args.device]
+    device = DEVICES[args.device]
     print(
-        f"{args.devices} x {args.device}: {COMPUTE_SHARE:.0%} of {operations / 1e12:.0f} T operations/s, "
-        f"{MEMORY_SHARE:.0%} of {traffic / 1e9:,.0f} GB/s, {memory / 1e9:.0f} GB; speeds are upper bounds\n"
+        f"{args.devices} x {args.device}: {COMPUTE_SHARE:.0%} of {device.operations / 1e12:.0f} T operations/s, "
+        f"{MEMORY_SHARE:.0%} of {device.traffic / 1e9:,.0f} GB/s, {device.memory / 1e9:.0f} GB; "
+        "speeds are upper bounds\n"
     )
     print(f"{'network':<23}" + "".join(f"{head:>10}" for head in HEADS))
     for config in configs.values():
-        print_plan(config, plan(config, args.devices, args.images, operations, traffic, memory))
+        classifier = create_model(config.model, config.data, config.model.classes or 1000)
+        state = sum(parameter.size for parameter in create_optimizer(config, classifier).state)
+        print_plan(config, plan(config, classifier, state, device, args.devices, args.images))
 
 
 def parse():
@@ -78,40 +74,6 @@ def parse():
             f"--device {args.device}: is not one of {', '.join(DEVICES)}{did_you_mean(args.device, DEVICES)}"
         )
     return args
-
-
-def plan(config, devices, images, operations, traffic, memory):
-    """Return the figures of training with `config`, as a dict; the last three arguments are a row of DEVICES."""
-    from src.cost.count import count_params, profile
-    from src.models import create_model
-    from src.models.declaration import elements
-    from src.training.optimizer import create_optimizer
-
-    classifier = create_model(config.model, config.data, config.model.classes or 1000)
-    parameters = count_params(classifier)
-    state = sum(parameter.size for parameter in create_optimizer(config, classifier).state)
-    sizes = config.train.image_sizes or [config.data.image_size]
-    runs = [profile(classifier, side, config.data.channels) for side in sizes]
-    macs = sum(row.macs for rows in runs for row in rows) / len(runs)
-    # The backward pass computes each product twice: once for the inputs' gradients and once for the weights' gradients.
-    # It also reads and writes each feature map twice.
-    moved = 3 * HALF * sum(row.accesses - row.params for rows in runs for row in rows) / len(runs)
-    compute, transfer = 3 * 2 * macs / (operations * COMPUTE_SHARE), moved / (traffic * MEMORY_SHARE)
-    kept = max(HALF * sum(elements(row.output) for row in rows) for rows in runs)
-    fixed = FLOAT * (2 * parameters + state)
-    return {
-        "macs": macs,
-        "moved": moved,
-        "compute": compute,
-        "transfer": transfer,
-        "rate": 1 / max(compute, transfer),
-        "days": config.train.epochs * images * max(compute, transfer) / devices / 86400,
-        "fixed": fixed,
-        "activations": config.train.batch_size * kept,
-        "largest": int((memory - fixed) / kept),
-        "sent": 2 * (devices - 1) / devices * FLOAT * parameters / LINK,
-        "devices": devices,
-    }
 
 
 def print_plan(config, found):

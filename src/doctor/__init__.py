@@ -1,0 +1,1 @@
+"""What tools/doctor.py finds out: facts about this machine, and whether its device trains correctly."""
