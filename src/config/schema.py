@@ -460,6 +460,11 @@ class RuntimeConfig(Section):
             raise ValueError(f"jit_level: is used with runtime.mode=graph only (found {self.mode}); leave it out")
         return self
 
+    @property
+    def has_half_norms(self) -> bool:
+        """Whether BatchNorms read and write 2-byte numbers; MindSpore's operator does not accept bfloat16."""
+        return self.precision == "float16" and self.norm_precision != "float32"
+
 
 class LogConfig(Section):
     tensorboard: bool = True  # true: write TensorBoard events to the run folder

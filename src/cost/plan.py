@@ -31,9 +31,11 @@ class PerImage:
 def element_bytes(row: Row, runtime: RuntimeConfig) -> int:
     """Return the bytes of an element of the feature maps that an operation reads and writes.
 
-    With mixed precision, BatchNorm and the classifier's last layer still compute in float32.
+    With mixed precision, the classifier's last layer still computes in float32, and BatchNorm does so if
+    `runtime.norm_precision` asks for it.
     """
-    if runtime.precision == "float32" or row.kind == "batch_norm" or row.name.startswith("head"):
+    is_full = row.kind == "batch_norm" and not runtime.has_half_norms
+    if runtime.precision == "float32" or is_full or row.name.startswith("head"):
         return BYTES
     return HALF
 

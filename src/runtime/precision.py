@@ -54,7 +54,7 @@ def set_precision(classifier: Classifier, runtime: RuntimeConfig) -> Optional[Lo
     # outputs, but float32 parameters and statistics. `to_float` would round its parameters too.
     untyped: tuple[type[nn.Cell], ...] = (SyncNorm,)
     in_float32 = tuple(get_black_list())  # the BatchNorms; and LayerNorm, which some networks of mindcv use
-    if norms_in_half(runtime):
+    if runtime.has_half_norms:
         untyped += BATCH_NORMS
         in_float32 = tuple(set(in_float32) - set(BATCH_NORMS))
     if half == ms.bfloat16:
@@ -79,14 +79,6 @@ class InFloat32(nn.Cell):
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         return ops.cast(self.cell(x), self.half)
-
-
-def norms_in_half(runtime: RuntimeConfig) -> bool:
-    """Return whether BatchNorms read and write 2-byte numbers in mixed precision.
-
-    `auto` means so with float16. MindSpore's operator BatchNorm does not accept bfloat16.
-    """
-    return runtime.precision == "float16" and runtime.norm_precision != "float32"
 
 
 @ms.jit_class

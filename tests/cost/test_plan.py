@@ -10,15 +10,20 @@ from src.models import create_model
 
 
 @pytest.mark.parametrize(
-    ("precision", "convolution", "norm", "head"),
-    [("float32", 4, 4, 4), ("float16", 2, 4, 4), ("bfloat16", 2, 4, 4)],
+    ("precision", "norm_precision", "convolution", "norm", "head"),
+    [
+        ("float32", "auto", 4, 4, 4),
+        ("float16", "auto", 2, 2, 4),
+        ("float16", "float32", 2, 4, 4),
+        ("bfloat16", "auto", 2, 4, 4),
+    ],
 )
-def test_bytes_of_each_kind_of_operation(precision, convolution, norm, head):
+def test_bytes_of_each_kind_of_operation(precision, norm_precision, convolution, norm, head):
     config = make_config(
         {
             "model": {"name": "mobilenet_v1", "width": 0.25},
             "data": {"image_size": 32},
-            "runtime": {"precision": precision},
+            "runtime": {"precision": precision, "norm_precision": norm_precision},
         }
     )
     classifier = create_model(config.model, config.data, 10)
