@@ -2,6 +2,7 @@ import importlib
 import multiprocessing
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,12 @@ def command():
         return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
 
     return run_command
+
+
+@pytest.fixture(scope="session", autouse=True)
+def default_hangup():
+    """Let SIGHUP act in the tests and their processes, also if pytest runs under nohup, which ignores it."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

@@ -61,7 +61,7 @@ class TrainStep:
         self.position = position = ms.Parameter(ms.Tensor(0, ms.int32), name="position", requires_grad=False)
         self.record = ms.Parameter(ms.Tensor(np.zeros((ROWS, 2), np.float32)), name="record", requires_grad=False)
         self.epoch = self.batches = self.batch = self.fetched = 0
-        self.tables: tuple[ms.Tensor, ...] = ()
+        self.tables: Optional[tuple[ms.Tensor, ...]] = None
 
         self.compiled = config.runtime.mode == "graph"
         compile = compile_graph if self.compiled else lambda function: function
@@ -117,12 +117,12 @@ class TrainStep:
         """
         self.rates = ms.Tensor(rates)
         self.epoch, self.batches, self.batch, self.fetched = epoch, len(rates) * self.accumulate, batch, batch
-        self.tables = ()
+        self.tables = None
         self.position.set_data(ms.Tensor(batch, ms.int32))
 
     def __call__(self, images: ms.Tensor, labels: ms.Tensor) -> None:
         self.shapes.add(images.shape)
-        if not self.tables or self.batch % DRAWS == 0:
+        if self.tables is None or self.batch % DRAWS == 0:
             self.tables = self.draw(len(images))
         self.batch += 1
         if self.accumulate == 1:
