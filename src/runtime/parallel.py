@@ -220,16 +220,16 @@ def synchronise_norms(network: nn.Cell, ranks: int) -> None:
 def replace_cells(network: nn.Cell, kinds: Any, make: Callable[[Any], nn.Cell]) -> None:
     """Replace every Cell of these `kinds` inside the `network` by the Cell that `make` returns for it.
 
-    `kinds` is as in `isinstance`. The new Cell has the same parameters, in the same order; their names stay.
+    `kinds` is as in `isinstance`. The new Cell has the same parameters. Each keeps its name, whatever their order.
     """
     for cell in [cell for _, cell in network.cells_and_names()]:
         for name, child in list(cell.name_cells().items()):
             if isinstance(child, kinds):
-                names = [parameter.name for parameter in child.get_parameters()]
+                names = [(parameter, parameter.name) for parameter in child.get_parameters()]
                 new = make(child)
                 if isinstance(cell, (nn.SequentialCell, nn.CellList)):
                     cell[list(cell).index(child)] = new
                 else:
                     setattr(cell, name, new)
-                for parameter, old in zip(new.get_parameters(), names):
+                for parameter, old in names:
                     parameter.name = old
