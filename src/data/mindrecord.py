@@ -25,7 +25,7 @@ DESCRIPTION = "dataset.json"
 FORMAT = 2
 FORMATS = (1, FORMAT)  # that can be read; in format 1, all images are upright
 RECORDS_AT_ONCE = 256
-BYTES_AT_ONCE = 64 * 2**20  # no further record is collected for a write after so many bytes
+BYTES_AT_ONCE = 64 * 2**20  # the records of one write; a write begins when they have this number of bytes or more
 
 
 @dataclass(frozen=True)

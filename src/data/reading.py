@@ -15,7 +15,7 @@ from src.data.samples import Samples
 
 BAD = -1  # stands for an image that cannot be decoded
 FILES_AT_ONCE = 16  # files that a thread reads in one task
-BYTES_AHEAD = 64 * 2**20  # threads read no further file ahead while the files that wait have so many bytes
+BYTES_AHEAD = 64 * 2**20  # while the files that wait have this number of bytes, threads read no further file
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 

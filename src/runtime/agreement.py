@@ -27,7 +27,7 @@ def refuse_unlike(values: Mapping[str, Any], ranks: Ranks) -> None:
     own = {name: digest(value) for name, value in values.items()}
     first: dict[str, str] = json.loads(ranks.from_first(lambda: json.dumps(own).encode()))
     names = list(first)
-    # The number of the first name that differs. A name that the first rank does not have is none of `names`.
+    # The number of the first name that differs. This rank may also have names that are not in `names`.
     differing = next((i for i, name in enumerate(names) if own.get(name) != first[name]), len(names))
     found = np.zeros(ranks.count, np.int64)
     found[ranks.rank] = differing if len(own) == len(names) or differing < len(names) else len(names) + 1

@@ -185,7 +185,7 @@ class Trainer:
         try:
             result, shipped, tested = validation(self.interrupts.poll)
         except PolledInterrupt:
-            self.interrupts.holding = False  # the weights and statistics are those of the training again
+            self.interrupts.holding = False  # training's weights and statistics are in place again
             raise
         for name in ("test_loss", "average_loss"):
             loss = tested.get(name, 0.0)

@@ -1,8 +1,8 @@
 """Run train.py, note how long each evaluation takes, and let a signal strike while the weights are evaluated.
 
 Each evaluation adds a line with its seconds to the file that the environment variable EVALUATIONS names. STRIKE
-is "RANK NUMBER SECONDS", or it is missing: the process with this rank sends itself the signal with this number so many
-seconds after the start of its first evaluation. First it writes the file EVALUATIONS.struck.
+is "RANK NUMBER SECONDS", or it is missing. SECONDS after the start of its first evaluation, the process with this RANK
+sends itself the signal with this NUMBER. First it writes the file EVALUATIONS.struck.
 """
 
 import os
