@@ -170,16 +170,13 @@ def command_of(pid):
     return Path(f"/proc/{pid}/cmdline").read_text()
 
 
+MIXING = ["augment.mixup=0.2", "augment.cutmix=1.0", "model.dropout=0.2", "train.accumulate=2", "train.clip_norm=1.0"]
 TECHNIQUES = {
     "average": ["train.ema_decay=0.5"],
-    "accumulation": ["train.accumulate=2", "train.clip_norm=1.0", "checkpoint.every_steps=1"],
-    "mixing": ["augment.mixup=0.2", "augment.cutmix=1.0", "model.dropout=0.2"],
-    "recalibration": ["train.recalibrate=2"],
-    "distillation": ["distill.teacher=average/best.ckpt", "optimizer.name=adamw", "optimizer.lr=0.002"],
-    "sync_norm": ["runtime.sync_norm=true"],
+    "mixing": [*MIXING, "checkpoint.every_steps=1", "optimizer.name=adamw", "optimizer.lr=0.002"],
     "all": [
-        *("train.ema_decay=0.5", "train.accumulate=2", "augment.mixup=0.2", "model.dropout=0.2", "train.recalibrate=1"),
-        *("distill.teacher=average/best.ckpt", "runtime.sync_norm=true"),
+        *MIXING,
+        *("train.ema_decay=0.5", "train.recalibrate=1", "runtime.sync_norm=true", "distill.teacher=average/best.ckpt"),
     ],
 }
 
