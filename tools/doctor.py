@@ -2,8 +2,8 @@
 
 python tools/doctor.py
 
-It takes about two and a half minutes on two processor cores. It writes everything to doctor.json, which you can attach to a question. The exit
-code is 1 if a line is wrong. docs/scale.md explains the lines.
+It takes about two and a half minutes on two processor cores. It writes everything to doctor.json, which you can
+attach to a question. The exit code is 1 if a line is wrong. docs/scale.md explains the lines.
 """
 
 import os
