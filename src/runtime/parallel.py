@@ -41,15 +41,14 @@ class Ranks:
         gathered = ops.AllGather()(ms.Tensor(values.reshape(-1).view(np.int32))).asnumpy()
         return gathered.view(values.dtype).reshape(self.count, *values.shape).sum(0)
 
-    def average(self, parameters: Sequence[ms.Parameter]) -> None:
-        """Set float32 `parameters` to their means over all ranks; all ranks get the same bits."""
-        if self.count == 1 or not parameters:
-            return
-        values = [parameter.asnumpy().astype(np.float64) for parameter in parameters]
-        means = self.sum(np.concatenate([value.ravel() for value in values])) / self.count
+    def mean(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the means of float32 arrays over all ranks, float32; all ranks get the same bits."""
+        if self.count == 1 or not values:
+            return list(values)
+        means = self.sum(np.concatenate([value.astype(np.float64).ravel() for value in values])) / self.count
         ends = np.cumsum([value.size for value in values])[:-1]
-        for parameter, mean in zip(parameters, np.split(means.astype(np.float32), ends)):
-            parameter.set_data(ms.Tensor(mean.reshape(parameter.shape)))
+        parts = np.split(means.astype(np.float32), ends)
+        return [part.reshape(value.shape) for part, value in zip(parts, values)]
 
     def broadcast(self, parameters: Iterable[ms.Parameter]) -> None:
         """Set the `parameters` of every rank to the values of the first rank."""

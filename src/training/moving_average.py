@@ -9,6 +9,7 @@ import numpy as np
 from mindspore import nn, ops
 
 from src.runtime.device import compile_graph
+from src.runtime.setter import Setter
 
 
 class MovingAverage:
@@ -21,6 +22,7 @@ class MovingAverage:
 
     def __init__(self, network: nn.Cell, decay: float) -> None:
         self.parameters = network.parameters_dict()
+        self.set_parameters = Setter(self.parameters.values())
         self.decay = decay
         self.averages: Any = {name: parameter.asnumpy().copy() for name, parameter in self.parameters.items()}
         self.shares = np.zeros(0, np.float32)
@@ -58,8 +60,7 @@ class MovingAverage:
 
     def fill(self, values: Mapping[str, np.ndarray]) -> None:
         """Set the network's parameters to the `values`, by name."""
-        for name, parameter in self.parameters.items():
-            parameter.set_data(ms.Tensor(values[name].copy()))
+        self.set_parameters([values[name] for name in self.parameters])
 
 
 class DeviceMovingAverage(MovingAverage):
@@ -70,6 +71,7 @@ class DeviceMovingAverage(MovingAverage):
         weights = ms.ParameterTuple(self.parameters.values())
         self.averages = averages = weights.clone("average", "same")
         self.position = position = ms.Parameter(ms.Tensor(0, ms.int32), name="average_position", requires_grad=False)
+        self.set_averages, self.set_position = Setter(averages), Setter([position])
         each = ops.HyperMap()
 
         def add(table):
@@ -82,7 +84,7 @@ class DeviceMovingAverage(MovingAverage):
     def begin(self, updates: int, count: int) -> None:
         """Send the shares of the next `count` updates to the device."""
         self.table = ms.Tensor(shares(self.decay, updates, count))
-        self.position.set_data(ms.Tensor(0, ms.int32))
+        self.set_position([np.array(0, np.int32)])
 
     def update(self) -> None:
         """Start to add the current weights to the average, on the device."""
@@ -94,8 +96,7 @@ class DeviceMovingAverage(MovingAverage):
 
     def load(self, values: Mapping[str, ms.Parameter]) -> None:
         """Set the averages to the `values` of a checkpoint, by name."""
-        for name, average in zip(self.parameters, self.averages):
-            average.set_data(ms.Tensor(values[name].asnumpy()))
+        self.set_averages([values[name].asnumpy() for name in self.parameters])
 
 
 def add_weight(share: ms.Tensor, average: ms.Parameter, weight: ms.Parameter) -> ms.Tensor:

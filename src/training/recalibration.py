@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Callable
 
 import mindspore as ms
@@ -14,6 +14,7 @@ from src.data.loading import Loader
 from src.evaluation.evaluate import Step, make_eval_step
 from src.models.classifier import Classifier
 from src.runtime.parallel import Ranks, SyncNorm
+from src.runtime.setter import Setter
 
 # Images from which `auto` computes the statistics. On the quickstart, 1,024 images change the test loss by 0.002 only.
 IMAGES = 512
@@ -36,6 +37,7 @@ class Recalibration:
         self.shares: list[tuple[ms.Parameter, float]] = []
         for norm in trained_norms(classifier):
             self.shares += [(norm.moving_mean, norm.momentum), (norm.moving_variance, norm.momentum)]
+        self.set_statistics = Setter(statistic for statistic, _ in self.shares)
 
     @contextlib.contextmanager
     def in_place(self, poll: Callable[[], None]) -> Iterator[None]:
@@ -45,11 +47,10 @@ class Recalibration:
         """
         original = [statistic.asnumpy().copy() for statistic, _ in self.shares]
         try:
-            fill(self.shares, self.compute(polled(self.step, poll)))
-            self.ranks.average([statistic for statistic, _ in self.shares])
+            self.set_statistics(self.ranks.mean(self.compute(polled(self.step, poll))))
             yield
         finally:
-            fill(self.shares, original)
+            self.set_statistics(original)
 
     def compute(self, step: Step) -> list[np.ndarray]:
         """Return the means of the statistics of this rank's batches, float32, in the order of `shares`.
@@ -62,7 +63,7 @@ class Recalibration:
         try:
             for images, _ in itertools.islice(self.loader.epoch(), self.batches):
                 # A batch adds its statistic times `share` to zero, so dividing by `share` gives the batch's statistic.
-                fill(self.shares, [np.zeros(statistic.shape, np.float32) for statistic, _ in self.shares])
+                self.set_statistics([np.zeros(statistic.shape, np.float32) for statistic, _ in self.shares])
                 step(ms.Tensor(images)).asnumpy()
                 for i, (statistic, share) in enumerate(self.shares):
                     totals[i] = totals[i] + statistic.asnumpy().astype(np.float64) / share
@@ -106,9 +107,3 @@ def polled(step: Step, poll: Callable[[], None]) -> Step:
         return step(images)
 
     return polling
-
-
-def fill(shares: Sequence[tuple[ms.Parameter, float]], values: Sequence[np.ndarray]) -> None:
-    """Set the moving statistics in `shares` to the `values`, in the same order."""
-    for (statistic, _), value in zip(shares, values):
-        statistic.set_data(ms.Tensor(value))

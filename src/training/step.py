@@ -12,12 +12,13 @@ from src.errors import UserError
 from src.models.classifier import Classifier
 from src.runtime.device import compile_graph
 from src.runtime.parallel import Ranks
+from src.runtime.setter import Setter
 from src.training.distillation import Teacher
 from src.training.loss import make_loss
 from src.training.optimizer import Optimizer
 from src.training.random_draws import RandomDraws
 from src.training.recalibration import moving_statistics
-from src.weights.checkpoint import OPTIMIZER, fill
+from src.weights.checkpoint import OPTIMIZER, matching
 
 ROWS = 1024  # batches whose results stay on the device, at most; a window has no more steps
 DRAWS = 64  # batches whose random numbers are drawn at once
@@ -60,6 +61,7 @@ class TrainStep:
             self.state[f"{OPTIMIZER}loss_scale_counter"] = scaler.counter
         self.position = position = ms.Parameter(ms.Tensor(0, ms.int32), name="position", requires_grad=False)
         self.record = ms.Parameter(ms.Tensor(np.zeros((ROWS, 2), np.float32)), name="record", requires_grad=False)
+        self.set_state, self.set_position, self.set_sums = Setter(self.state.values()), Setter([position]), Setter([])
         self.epoch = self.batches = self.batch = self.fetched = 0
         self.tables: Optional[tuple[ms.Tensor, ...]] = None
 
@@ -83,6 +85,7 @@ class TrainStep:
         if accumulate == 1:
             return
         sums = self.gradient_sums = optimizer.parameters.clone("gradient_sum", "zeros")
+        self.set_sums = Setter(sums)
         share = ms.Tensor(1 / accumulate, ms.float32)
         each = ops.HyperMap()
 
@@ -106,9 +109,8 @@ class TrainStep:
 
     def load(self, tensors: dict[str, Any], path: object) -> None:
         """Set the `state` to the `tensors` of the checkpoint at `path`, and the gradient sums to zero."""
-        fill(self.state, tensors, path)
-        for total in self.gradient_sums:
-            total.set_data(ms.Tensor(np.zeros(total.shape, np.float32)))
+        self.set_state(matching(self.state, tensors, path))
+        self.set_sums([np.zeros(total.shape, np.float32) for total in self.gradient_sums])
 
     def begin(self, rates: np.ndarray, epoch: int = 0, batch: int = 0) -> None:
         """Continue with this `batch` of an `epoch`, both counted from 0.
@@ -118,7 +120,7 @@ class TrainStep:
         self.rates = ms.Tensor(rates)
         self.epoch, self.batches, self.batch, self.fetched = epoch, len(rates) * self.accumulate, batch, batch
         self.tables = None
-        self.position.set_data(ms.Tensor(batch, ms.int32))
+        self.set_position([np.array(batch, np.int32)])
 
     def __call__(self, images: ms.Tensor, labels: ms.Tensor) -> None:
         self.shapes.add(images.shape)

@@ -18,12 +18,13 @@ from src.runs.progress import Clock, Progress
 from src.runs.resume import from_first
 from src.runs.state import RunState
 from src.runtime.parallel import Ranks
+from src.runtime.setter import Setter
 from src.training.interrupts import Interrupts, PolledInterrupt
 from src.training.moving_average import MovingAverage
 from src.training.step import TrainStep
 from src.training.validation import Validation
 from src.training.window import Window
-from src.weights.checkpoint import Checkpoint, fill
+from src.weights.checkpoint import Checkpoint, matching
 
 
 class DivergedError(UserError):
@@ -114,7 +115,8 @@ class Trainer:
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Set the weights, the optimizer, the moving average and the progress to the state in the `checkpoint`."""
-        fill(self.classifier.parameters_dict(), checkpoint.weights, checkpoint.path)
+        weights = self.classifier.parameters_dict()
+        Setter(weights.values())(matching(weights, checkpoint.weights, checkpoint.path))
         self.step.load(checkpoint.optimizer, checkpoint.path)
         if self.average is not None:
             self.average.load(checkpoint.average)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
 import mindspore as ms
+import numpy as np
 
 from src.config.load import make_config
 from src.config.schema import Config
@@ -187,7 +188,16 @@ def restore(checkpoint: Checkpoint) -> Classifier:
 
 
 def fill(parameters: Mapping[str, ms.Parameter], tensors: Mapping[str, Any], path: object) -> None:
-    """Set the `parameters`, by name, to the `tensors` of the checkpoint at `path`.
+    """Set the `parameters`, by name, to the `tensors` of the checkpoint at `path`, before any graph is compiled.
+
+    A name or shape that differs is a `UserError`.
+    """
+    for parameter, value in zip(parameters.values(), matching(parameters, tensors, path)):
+        parameter.set_data(ms.Tensor(value))
+
+
+def matching(parameters: Mapping[str, ms.Parameter], tensors: Mapping[str, Any], path: object) -> list[np.ndarray]:
+    """Return copies of the `tensors` of the checkpoint at `path`, in the order of the `parameters`.
 
     A name or shape that differs is a `UserError`.
     """
@@ -199,5 +209,4 @@ def fill(parameters: Mapping[str, ms.Parameter], tensors: Mapping[str, Any], pat
                 f"{path}: the weights do not fit the network of its config: shape of {name} "
                 f"(found {found}, expected {expected})"
             )
-    for name, parameter in parameters.items():
-        parameter.set_data(ms.Tensor(tensors[name].asnumpy().copy()))
+    return [tensors[name].asnumpy().copy() for name in parameters]
