@@ -13,7 +13,7 @@ import mindspore as ms
 
 from src.files import cache_folder, make_parent, replacing
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+SOURCE = Path(__file__).with_name("operators.cpp")  # includes the headers beside it
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
 CHECKSUM_BYTES = hashlib.sha256().digest_size
 HOW = "install g++ (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++) or set CXX to a C++ compiler"
@@ -36,7 +36,8 @@ def build() -> Path:
         )
     command = [*compiler, *FLAGS, str(SOURCE), str(onednn)]
     version = start([*compiler, "--version"]).stdout
-    parts = [SOURCE.read_text("utf-8"), version, " ".join(command), cpu()]
+    sources = [path.read_text("utf-8") for path in (SOURCE, *sorted(SOURCE.parent.glob("*.h")))]
+    parts = [*sources, version, " ".join(command), cpu()]
     key = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
     try:
         library = cache_folder() / f"kernels-{key[:16]}.so"

@@ -12,7 +12,7 @@ from mindspore import ops
 
 from src.models.declaration import Shape
 
-ACTIVATIONS = {None: 0, "ReLU": 1, "ReLU6": 2, "HSwish": 3}  # class names in mindspore.nn to kernels.cpp's enum
+ACTIVATIONS = {None: 0, "ReLU": 1, "ReLU6": 2, "HSwish": 3}  # class names in mindspore.nn to operators.cpp's enum
 Operator = Callable[..., Any]  # takes tensors, returns a tensor or a tuple of tensors
 
 
@@ -50,7 +50,7 @@ def custom(
 
 
 def norm_values(norm: Optional[NormSettings]) -> tuple[float, ...]:
-    """Return (epsilon, momentum, activation, present, batch statistics), the numbers that kernels.cpp expects.
+    """Return (epsilon, momentum, activation, present, batch statistics), the numbers that operators.cpp expects.
 
     Without a norm, all are 0.
     """

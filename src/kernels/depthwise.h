@@ -1,0 +1,153 @@
+// Depthwise convolution of planes.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "norm.h"
+#include "vector.h"
+
+namespace {
+
+// Layout of a padded input plane in working memory. At stride 2, even and odd columns are stored separately, so that
+// neighbouring outputs read neighbouring elements.
+struct Padded {
+  int64_t height, width, pad, stride;
+  int64_t row;  // floats per row; at stride 2, per row of even or odd columns
+
+  Padded(int64_t height, int64_t width, int64_t pad, int64_t stride)
+      : height(height), width(width), pad(pad), stride(stride) {
+    row = round_up((width + 2 * pad + stride - 1) / stride, kLanes) + 2 * kLanes;
+  }
+
+  int64_t rows() const { return height + 2 * pad; }
+  int64_t size() const { return rows() * row * stride; }
+  // The position of column `kx` of row `y`.
+  int64_t at(int64_t y, int64_t kx) const {
+    return stride == 1 ? y * row + kx : (y * 2 + kx % 2) * row + kx / 2;
+  }
+
+  // Copies one plane into the layout. The caller has filled the borders.
+  void fill(float *to, const float *plane) const {
+    for (int64_t y = 0; y < height; y++) {
+      const float *from = plane + y * width;
+      if (stride == 1) {
+        std::memcpy(to + at(y + pad, pad), from, width * sizeof(float));
+        continue;
+      }
+      float *even = to + at(y + pad, pad), *odd = to + at(y + pad, pad + 1);
+      for (int64_t x = 0; x < width / 2; x++) {
+        even[x] = from[2 * x];
+        odd[x] = from[2 * x + 1];
+      }
+      if (width % 2) even[width / 2] = from[width - 1];
+    }
+  }
+
+  // Copies a plane back out of the layout; for stride 2 only.
+  void take(const float *from, float *plane) const {
+    for (int64_t y = 0; y < height; y++) {
+      const float *even = from + at(y + pad, pad), *odd = from + at(y + pad, pad + 1);
+      float *to = plane + y * width;
+      for (int64_t x = 0; x < width / 2; x++) {
+        to[2 * x] = even[x];
+        to[2 * x + 1] = odd[x];
+      }
+      if (width % 2) to[width - 1] = even[width / 2];
+    }
+  }
+};
+
+// Computes R output rows: out[r][x] = sum over ky, kx of w[ky][kx] * in[r * stride + ky][x * stride + kx].
+template <int K, int S, int R>
+inline void convolve_rows(const Padded &layout, const float *in, const float *w, float *out, int64_t width) {
+  sweep(width, [&](int64_t x, auto count) {
+    Vec sums[R] = {};
+#pragma GCC unroll 16
+    for (int i = 0; i < S * (R - 1) + K; i++) {
+#pragma GCC unroll 8
+      for (int kx = 0; kx < K; kx++) {
+        const Vec v = load(in + (S == 1 ? i * layout.row + kx : (i * 2 + kx % 2) * layout.row + kx / 2) + x);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+          const int ky = i - S * r;
+          if (ky >= 0 && ky < K) sums[r] += v * w[ky * K + kx];
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) put(out + r * width + x, sums[r], count);
+  });
+}
+
+template <int K, int S>
+void convolve(const Padded &layout, const float *in, const float *w, float *out, int64_t height, int64_t width) {
+  constexpr int R = S == 1 ? 4 : 2;
+  int64_t y = 0;
+  for (; y + R <= height; y += R) convolve_rows<K, S, R>(layout, in + layout.at(y * S, 0), w, out + y * width, width);
+  for (; y < height; y++) convolve_rows<K, S, 1>(layout, in + layout.at(y * S, 0), w, out + y * width, width);
+}
+
+// dw[ky][kx] += sum over y, x of d[y][x] * in[y * stride + ky][x * stride + kx]. Rows of d have `d_row`
+// elements; the elements after the last output are 0.
+template <int K, int S>
+void correlate(const Padded &layout, const float *in, const float *d, int64_t d_row, int64_t height, double *dw) {
+  constexpr int kAtOnce = K == 3 ? 3 : 1;  // number of kernel rows whose sums fit into the registers
+  for (int from = 0; from < K; from += kAtOnce) {
+    Vec sums[kAtOnce][K] = {};
+    for (int64_t y = 0; y < height; y++) {
+      for (int64_t x = 0; x < d_row; x += kLanes) {
+        const Vec v = load(d + y * d_row + x);
+#pragma GCC unroll 4
+        for (int i = 0; i < kAtOnce; i++) {
+          const float *row = in + layout.at(y * S + from + i, 0) + x;
+#pragma GCC unroll 8
+          for (int kx = 0; kx < K; kx++)
+            sums[i][kx] += v * load(row + (S == 1 ? kx : (kx % 2) * layout.row + kx / 2));
+        }
+      }
+    }
+    for (int i = 0; i < kAtOnce; i++)
+      for (int kx = 0; kx < K; kx++) dw[(from + i) * K + kx] += sum(sums[i][kx]);
+  }
+}
+
+template <class Body>
+inline void with_kernel(int64_t kernel, int64_t stride, Body body) {
+  using std::integral_constant;
+  if (kernel == 3 && stride == 1) return body(integral_constant<int, 3>{}, integral_constant<int, 1>{});
+  if (kernel == 3) return body(integral_constant<int, 3>{}, integral_constant<int, 2>{});
+  if (stride == 1) return body(integral_constant<int, 5>{}, integral_constant<int, 1>{});
+  return body(integral_constant<int, 5>{}, integral_constant<int, 2>{});
+}
+
+struct Depthwise {
+  int64_t batch, channels, height, width, kernel, stride, out_height, out_width;
+  bool keep;      // the output starts with the convolution's input, as in GhostNet's modules
+  int64_t runs;   // number of groups of the channel shuffle of the input, as in ShuffleNetV1; 1: no shuffle
+
+  Depthwise(const int64_t *in, const int64_t *weight, const float *settings)
+      : batch(in[0]), channels(in[1]), height(in[2]), width(in[3]), kernel(weight[2]) {
+    stride = static_cast<int64_t>(settings[0]);
+    keep = settings[1] != 0;
+    runs = static_cast<int64_t>(settings[2]);
+    out_height = (height - 1) / stride + 1;
+    out_width = (width - 1) / stride + 1;
+  }
+
+  int64_t in_size() const { return height * width; }
+  int64_t out_size() const { return out_height * out_width; }
+  int64_t source(int64_t c) const { return c % runs * (channels / runs) + c / runs; }
+  int64_t in_at(int64_t n, int64_t c) const { return (n * channels + source(c)) * in_size(); }
+  int64_t out_at(int64_t n, int64_t c) const {
+    return (keep ? n * 2 * channels + channels + c : n * channels + c) * out_size();
+  }
+  int64_t kept_at(int64_t n, int64_t c) const { return (n * 2 * channels + c) * out_size(); }
+};
+
+// Positions in the settings: first those of Depthwise, then those of its first and of its second norm.
+constexpr int kFirstNorm = 3, kSecondNorm = 8;
+
+}  // namespace

@@ -1,0 +1,87 @@
+// Operations on whole feature maps: pooling, channels, elements.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <functional>
+
+#include "depthwise.h"
+#include "pool.h"
+#include "vector.h"
+
+namespace {
+
+// 3x3 max pooling at stride 2 of one plane: out[y][x] = maximum of its window. The layout's borders are -infinity.
+void max_plane(const Padded &layout, const float *in, float *out, int64_t height, int64_t width) {
+  for (int64_t y = 0; y < height; y++) {
+    sweep(width, [&](int64_t x, auto count) {
+      Vec largest = load(in + layout.at(2 * y, 0) + x);
+      for (int tap = 1; tap < 9; tap++) {
+        const Vec v = load(in + layout.at(2 * y + tap / 3, tap % 3) + x);
+        largest = v > largest ? v : largest;
+      }
+      put(out + y * width + x, largest, count);
+    });
+  }
+}
+
+// Adds the gradient of each output to the first maximum of its window. `to` has the same layout as `in`.
+void max_plane_gradient(const Padded &layout, const float *in, const float *dy, float *to, int64_t height,
+                        int64_t width) {
+  for (int64_t y = 0; y < height; y++) {
+    sweep(width, [&](int64_t x, auto count) {
+      Vec largest = load(in + layout.at(2 * y, 0) + x);
+      for (int tap = 1; tap < 9; tap++) {
+        const Vec v = load(in + layout.at(2 * y + tap / 3, tap % 3) + x);
+        largest = v > largest ? v : largest;
+      }
+      Vec left = get(dy + y * width + x, count);
+      for (int tap = 0; tap < 9; tap++) {
+        const int64_t at = layout.at(2 * y + tap / 3, tap % 3) + x;
+        const auto chosen = load(in + at) == largest;
+        store(to + at, load(to + at) + (chosen ? left : Vec{}));
+        left = chosen ? Vec{} : left;
+      }
+    });
+  }
+}
+
+// Two feature maps of the same size, and the feature map with the channels of both.
+struct Halves {
+  int64_t batch, first, second, size;
+  bool interleaved;
+
+  Halves(const int64_t *a, const int64_t *b, const float *settings)
+      : batch(a[0]), first(a[1]), second(b[1]), size(a[2] * a[3]), interleaved(settings[0] != 0) {}
+
+  int64_t channels() const { return first + second; }
+  // part(i): which of the two holds plane `i` of the whole. at(i): its position there.
+  int part(int64_t i) const {
+    const int64_t c = i % channels();
+    return static_cast<int>(interleaved ? c % 2 : c >= first);
+  }
+  int64_t at(int64_t i) const {
+    const int64_t n = i / channels(), c = i % channels();
+    if (interleaved) return (n * first + c / 2) * size;
+    return (c < first ? n * first + c : n * second + c - first) * size;
+  }
+};
+
+// Calls task(i) for each plane of a feature map, in parallel; one thread takes several planes if they are small.
+void parallel_planes(const int64_t *shape, const std::function<void(int64_t)> &task) {
+  const int64_t planes = shape[0] * shape[1], block = 1 + 16384 / (shape[2] * shape[3]);
+  parallel((planes + block - 1) / block, [&](int64_t b) {
+    for (int64_t i = b * block; i < std::min(planes, (b + 1) * block); i++) task(i);
+  });
+}
+
+// Calls body(position, count) for each vector of a feature map's elements, distributed over the threads.
+template <class Body>
+void for_elements(const int64_t *shape, Body body) {
+  const int64_t size = shape[2] * shape[3];
+  parallel_planes(shape, [&](int64_t i) {
+    sweep(size, [&](int64_t j, auto count) { body(i * size + j, count); });
+  });
+}
+
+}  // namespace

@@ -1,0 +1,130 @@
+// BatchNorm with activation, forward and backward.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "vector.h"
+
+namespace {
+
+// Shifted sums for mean and variance. Without the shift, a large mean would cost precision.
+struct Moments {
+  float shift = 0;
+  double total = 0, squares = 0, count = 0;
+
+  void add(const float *plane, int64_t size) {
+    if (count == 0) shift = plane[0];
+    Vec s[2] = {}, q[2] = {};
+    int64_t i = 0;
+    for (; i + 2 * kLanes <= size; i += 2 * kLanes) {
+      for (int j = 0; j < 2; j++) {
+        const Vec d = load(plane + i + j * kLanes) - shift;
+        s[j] += d;
+        q[j] += d * d;
+      }
+    }
+    for (; i < size; i++) {
+      const float d = plane[i] - shift;
+      s[0][0] += d;
+      q[0][0] += d * d;
+    }
+    total += sum(s[0] + s[1]);
+    squares += sum(q[0] + q[1]);
+    count += size;
+  }
+
+  double mean() const { return shift + total / count; }
+  double variance() const { return std::max(0.0, squares / count - total / count * (total / count)); }
+};
+
+// BatchNorm with activation, for one channel.
+struct Norm {
+  float gamma, beta, mean, inverse;  // inverse: 1 / standard deviation
+  int activation;
+
+  float scale() const { return gamma * inverse; }
+  float shift() const { return beta - mean * scale(); }
+
+  // y = act(norm(x)) for one row of any length.
+  void apply(const float *x, float *y, int64_t size) const {
+    const Vec a = all(scale()), b = all(shift());
+    with_activation(activation, [&](auto kind) {
+      sweep(size, [&](int64_t i, auto count) { put(y + i, activate<kind.value>(get(x + i, count) * a + b), count); });
+    });
+  }
+};
+
+// The operator's inputs for one BatchNorm: gamma, beta, moving mean, moving variance.
+struct NormInputs {
+  const float *gamma, *beta;
+  float *moving_mean, *moving_variance;
+  float epsilon, momentum;  // momentum: the share of the old moving statistics
+  int activation;
+  bool present, batch_statistics;
+
+  // Computes the statistics of channel `c`, updates its moving statistics, and stores `mean` and `inverse` for the
+  // backward pass.
+  Norm finish(int64_t c, const Moments &moments, float *mean, float *inverse) const {
+    double m = moving_mean[c], v = moving_variance[c];
+    if (batch_statistics) {
+      m = moments.mean();
+      v = moments.variance();
+      const double unbiased = moments.count > 1 ? v * moments.count / (moments.count - 1) : v;
+      moving_mean[c] = static_cast<float>(moving_mean[c] * momentum + m * (1 - momentum));
+      moving_variance[c] = static_cast<float>(moving_variance[c] * momentum + unbiased * (1 - momentum));
+    }
+    mean[c] = static_cast<float>(m);
+    inverse[c] = static_cast<float>(1 / std::sqrt(v + epsilon));
+    return {gamma[c], beta[c], mean[c], inverse[c], activation};
+  }
+};
+
+// The two sums over a channel that BatchNorm's gradient needs.
+struct NormGradient {
+  double sum_g = 0, sum_gx = 0;  // sums of g and g * (x - mean); g: gradient of the activation's input
+
+  // Adds to the sums. Also writes the gradient to `g` unless it is null; `g` may be `dy` itself.
+  void add(const Norm &norm, const float *x, const float *dy, float *g, int64_t size) {
+    const Vec a = all(norm.scale()), b = all(norm.shift()), mean = all(norm.mean);
+    Vec s{}, q{};
+    with_activation(norm.activation, [&](auto kind) {
+      sweep(size, [&](int64_t i, auto count) {
+        const Vec value = get(x + i, count);
+        const Vec gradient = get(dy + i, count) * slope<kind.value>(value * a + b);
+        if (g) put(g + i, gradient, count);
+        s += gradient;
+        q += gradient * (value - mean);  // beyond the end, dy and so `gradient` are 0
+      });
+    });
+    sum_g += sum(s);
+    sum_gx += sum(q);
+  }
+
+  float gamma(const Norm &norm) const { return static_cast<float>(sum_gx * norm.inverse); }
+  float beta() const { return static_cast<float>(sum_g); }
+};
+
+// dx = scale * (g - mean(g) - (x - mean) * inverse^2 * mean(g * (x - mean))). The last two terms exist with batch
+// statistics only.
+struct NormInputGradient {
+  Vec scale, mean, offset, factor;
+
+  NormInputGradient(const Norm &norm, const NormGradient &sums, double count, bool batch_statistics) {
+    scale = all(norm.scale());
+    mean = all(norm.mean);
+    offset = all(batch_statistics ? static_cast<float>(sums.sum_g / count) : 0.0f);
+    factor = all(batch_statistics ? static_cast<float>(sums.sum_gx / count * norm.inverse * norm.inverse) : 0.0f);
+  }
+
+  Vec operator()(Vec x, Vec g) const { return scale * (g - offset - (x - mean) * factor); }
+};
+
+NormInputs norm_inputs(void **data, const float *settings) {
+  return {static_cast<const float *>(data[0]), static_cast<const float *>(data[1]), static_cast<float *>(data[2]),
+          static_cast<float *>(data[3]),       settings[0],                         settings[1],
+          static_cast<int>(settings[2]),       settings[3] != 0,                    settings[4] != 0};
+}
+
+}  // namespace

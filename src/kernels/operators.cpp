@@ -1,0 +1,463 @@
+// Float32 NCHW kernels for training small CNNs on a CPU: BatchNorm with activation, depthwise convolution with
+// BatchNorm and activation before and after it, 1x1 convolution (a matrix product of the oneDNN in MindSpore's wheel),
+// dense KxK convolution with few input channels, pooling, and others. Each function below `extern "C"` is a MindSpore
+// operator. `data` has its inputs and outputs in the order that operators.py gives. If the operator has settings, they
+// are its last input, as float32.
+//
+// No result depends on the number of threads: a single task computes each output, in a fixed order.
+#include <unistd.h>
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "depthwise.h"
+#include "maps.h"
+#include "norm.h"
+#include "pool.h"
+#include "product.h"
+#include "vector.h"
+
+namespace {
+
+const float *floats(void *data) { return static_cast<const float *>(data); }
+float *output(void *data) { return static_cast<float *>(data); }
+
+}  // namespace
+
+extern "C" {
+
+void set_threads(int count) { Pool::instance().set_threads(count); }
+
+// Inputs x, gamma, beta, moving mean and variance, settings (epsilon, momentum, activation, 1, batch statistics);
+// outputs y, mean, inverse.
+int norm_forward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+  const float *x = floats(data[0]);
+  const NormInputs inputs = norm_inputs(data + 1, floats(data[5]));
+  float *y = output(data[6]), *mean = output(data[7]), *inverse = output(data[8]);
+  const int64_t batch = shapes[0][0], channels = shapes[0][1], size = shapes[0][2] * shapes[0][3];
+  parallel(channels, [&](int64_t c) {
+    Moments moments;
+    if (inputs.batch_statistics)
+      for (int64_t n = 0; n < batch; n++) moments.add(x + (n * channels + c) * size, size);
+    const Norm norm = inputs.finish(c, moments, mean, inverse);
+    for (int64_t n = 0; n < batch; n++) norm.apply(x + (n * channels + c) * size, y + (n * channels + c) * size, size);
+  });
+  return 0;
+}
+
+// Inputs x, dy, gamma, beta, mean, inverse, settings; outputs dx, dgamma, dbeta.
+int norm_backward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+  const float *x = floats(data[0]), *dy = floats(data[1]), *gamma = floats(data[2]), *beta = floats(data[3]);
+  const float *mean = floats(data[4]), *inverse = floats(data[5]), *settings = floats(data[6]);
+  float *dx = output(data[7]), *dgamma = output(data[8]), *dbeta = output(data[9]);
+  const int64_t batch = shapes[0][0], channels = shapes[0][1], size = shapes[0][2] * shapes[0][3];
+  parallel(channels, [&](int64_t c) {
+    const Norm norm{gamma[c], beta[c], mean[c], inverse[c], static_cast<int>(settings[2])};
+    NormGradient sums;
+    for (int64_t n = 0; n < batch; n++) {
+      const int64_t at = (n * channels + c) * size;
+      sums.add(norm, x + at, dy + at, dx + at, size);
+    }
+    dgamma[c] = sums.gamma(norm);
+    dbeta[c] = sums.beta();
+    const NormInputGradient gradient(norm, sums, static_cast<double>(batch * size), settings[4] != 0);
+    for (int64_t n = 0; n < batch; n++) {
+      const int64_t at = (n * channels + c) * size;
+      sweep(size, [&](int64_t i, auto count) {
+        put(dx + at + i, gradient(get(x + at + i, count), get(dx + at + i, count)), count);
+      });
+    }
+  });
+  return 0;
+}
+
+// Inputs x, first norm (4), weight, second norm (4), settings; outputs z, mean and inverse of the first norm, mean and
+// inverse of the second norm. A missing norm has inputs and outputs with one element.
+int depthwise_forward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+  const float *x = floats(data[0]), *weight = floats(data[5]), *settings = floats(data[10]);
+  const Depthwise op(shapes[0], shapes[5], settings);
+  const NormInputs first = norm_inputs(data + 1, settings + kFirstNorm);
+  const NormInputs second = norm_inputs(data + 6, settings + kSecondNorm);
+  float *z = output(data[11]);
+  const Padded layout(op.height, op.width, op.kernel / 2, op.stride);
+  parallel(op.channels, [&](int64_t c) {
+    Norm before{}, after{};
+    if (first.present) {
+      Moments moments;
+      if (first.batch_statistics)
+        for (int64_t n = 0; n < op.batch; n++) moments.add(x + op.in_at(n, c), op.in_size());
+      before = first.finish(op.source(c), moments, output(data[12]), output(data[13]));
+    }
+    float *padded = scratch(0, layout.size()), *plane = scratch(1, op.in_size());
+    std::fill(padded, padded + layout.size(), 0.0f);
+    Moments moments;
+    for (int64_t n = 0; n < op.batch; n++) {
+      const float *source = x + op.in_at(n, c);
+      if (first.present) {
+        float *normed = op.keep ? z + op.kept_at(n, c) : plane;
+        before.apply(source, normed, op.in_size());
+        source = normed;
+      }
+      layout.fill(padded, source);
+      float *out = z + op.out_at(n, c);
+      with_kernel(op.kernel, op.stride, [&](auto kernel, auto stride) {
+        convolve<kernel.value, stride.value>(layout, padded, weight + c * kernel.value * kernel.value, out,
+                                             op.out_height, op.out_width);
+      });
+      if (second.batch_statistics) moments.add(out, op.out_size());
+    }
+    if (second.present) {
+      after = second.finish(c, moments, output(data[14]), output(data[15]));
+      for (int64_t n = 0; n < op.batch; n++) after.apply(z + op.out_at(n, c), z + op.out_at(n, c), op.out_size());
+    }
+  });
+  return 0;
+}
+
+// Inputs x, dz; gamma, beta, mean, inverse of the first norm; weight; the same four of the second norm; settings.
+// Outputs dx; dgamma, dbeta of the first norm; dweight; dgamma, dbeta of the second norm. The kernel recomputes the
+// feature maps between x and z.
+int depthwise_backward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+  const float *x = floats(data[0]), *dz = floats(data[1]), *weight = floats(data[6]), *settings = floats(data[11]);
+  const Depthwise op(shapes[0], shapes[6], settings);
+  const float *first = settings + kFirstNorm, *second = settings + kSecondNorm;
+  float *dx = output(data[12]), *dweight = output(data[15]);
+  const auto norm_of = [&](int input, int64_t c, const float *values) {
+    return Norm{floats(data[input])[c], floats(data[input + 1])[c], floats(data[input + 2])[c],
+                floats(data[input + 3])[c], static_cast<int>(values[2])};
+  };
+  const int64_t pad = op.kernel / 2, taps = op.kernel * op.kernel, in_size = op.in_size(), out_size = op.out_size();
+  const Padded layout(op.height, op.width, pad, op.stride), spread(op.height, op.width, pad, 1);
+  const int64_t d_row = round_up(op.out_width, kLanes);
+  parallel(op.channels, [&](int64_t c) {
+    const bool has_first = first[3] != 0, has_second = second[3] != 0;
+    const int64_t source = op.source(c);
+    const Norm before = has_first ? norm_of(2, source, first) : Norm{};
+    const Norm after = has_second ? norm_of(7, c, second) : Norm{};
+    float *padded = scratch(0, layout.size() + spread.size()), *stuffed = padded + layout.size();
+    std::fill(padded, padded + layout.size() + spread.size(), 0.0f);
+    float *plane = scratch(1, in_size), *d = scratch(2, op.out_height * d_row);
+    float *convolved = has_second ? scratch(3, op.batch * out_size) : nullptr;
+    std::fill(d, d + op.out_height * d_row, 0.0f);
+    const float *w = weight + c * taps;
+    float flipped[25];
+    std::reverse_copy(w, w + taps, flipped);
+    double dw[25] = {};
+    const auto lay_out_input = [&](int64_t n) {
+      const float *from = x + op.in_at(n, c);
+      if (has_first) {
+        before.apply(from, plane, in_size);
+        from = plane;
+      }
+      layout.fill(padded, from);
+    };
+    with_kernel(op.kernel, op.stride, [&](auto kernel, auto stride) {
+      NormGradient after_sums, before_sums;
+      for (int64_t n = 0; n < op.batch && has_second; n++) {
+        lay_out_input(n);
+        float *plane = convolved + n * out_size;
+        convolve<kernel.value, stride.value>(layout, padded, w, plane, op.out_height, op.out_width);
+        after_sums.add(after, plane, dz + op.out_at(n, c), nullptr, out_size);
+      }
+      const NormInputGradient through_norm(after, after_sums, static_cast<double>(op.batch * out_size), second[4] != 0);
+      const Vec a = all(after.scale()), b = all(after.shift());
+      for (int64_t n = 0; n < op.batch; n++) {
+        // d is the gradient of the convolution's output.
+        const float *from = dz + op.out_at(n, c);
+        with_activation(after.activation, [&](auto kind) {
+          for (int64_t y = 0; y < op.out_height; y++) {
+            const float *row_of_plane = convolved + n * out_size + y * op.out_width, *row = from + y * op.out_width;
+            sweep(op.out_width, [&](int64_t i, auto count) {
+              Vec g = get(row + i, count);
+              if (has_second) {
+                const Vec value = get(row_of_plane + i, count);
+                g = through_norm(value, g * slope<kind.value>(value * a + b));
+              }
+              put(d + y * d_row + i, g, count);
+            });
+          }
+        });
+        lay_out_input(n);
+        correlate<kernel.value, stride.value>(layout, padded, d, d_row, op.out_height, dw);
+        // The input's gradient is the convolution of d with the flipped kernel. At stride 2, zeros are inserted between
+        // the elements of d.
+        for (int64_t y = 0; y < op.out_height; y++) {
+          float *to = stuffed + spread.at(y * stride.value + pad, pad);
+          for (int64_t i = 0; i < op.out_width; i++) to[i * stride.value] = d[y * d_row + i];
+        }
+        float *plane = dx + op.in_at(n, c);
+        convolve<kernel.value, 1>(spread, stuffed, flipped, plane, op.height, op.width);
+        if (op.keep) {
+          const float *direct = dz + op.kept_at(n, c);
+          sweep(in_size,
+                [&](int64_t i, auto count) { put(plane + i, get(plane + i, count) + get(direct + i, count), count); });
+        }
+        if (has_first) before_sums.add(before, x + op.in_at(n, c), plane, plane, in_size);
+      }
+      for (int64_t i = 0; i < taps; i++) dweight[c * taps + i] = static_cast<float>(dw[i]);
+      if (has_second) {
+        output(data[16])[c] = after_sums.gamma(after);
+        output(data[17])[c] = after_sums.beta();
+      }
+      if (has_first) {
+        output(data[13])[source] = before_sums.gamma(before);
+        output(data[14])[source] = before_sums.beta();
+        const NormInputGradient gradient(before, before_sums, static_cast<double>(op.batch * in_size), first[4] != 0);
+        for (int64_t n = 0; n < op.batch; n++) {
+          const float *from = x + op.in_at(n, c);
+          float *own = dx + op.in_at(n, c);
+          sweep(in_size, [&](int64_t i, auto count) {
+            put(own + i, gradient(get(from + i, count), get(own + i, count)), count);
+          });
+        }
+      }
+    });
+  });
+  return 0;
+}
+
+// Inputs x, weight; output y.
+int pointwise_forward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+  const Pointwise op(shapes[0], shapes[1]);
+  const float *x = floats(data[0]), *weight = floats(data[1]);
+  float *y = output(data[2]);
+  std::atomic<int> status{0};
+  // With few images, each is divided into several tasks.
+  const int64_t images = op.batch * op.groups, parts = images < 8 ? std::min<int64_t>(8, (op.size + 63) / 64) : 1;
+  const int64_t part = round_up((op.size + parts - 1) / parts, 16);
+  parallel(images * parts, [&](int64_t i) {
+    const int64_t n = i / parts / op.groups, g = i / parts % op.groups, from = i % parts * part;
+    const int64_t columns = std::min(part, op.size - from);
+    if (columns <= 0) return;
+    const int failed = dnnl_sgemm('N', 'N', op.out, columns, op.in, 1, weight + g * op.out * op.in, op.in,
+                                  x + (n * op.in_channels + g * op.in) * op.size + from, op.size, 0,
+                                  y + (n * op.out_channels + g * op.out) * op.size + from, op.size);
+    if (failed) status = failed;
+  });
+  return status;
+}
+
+// Inputs x, dy, weight; outputs dx, dweight.
+int pointwise_backward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+  const Pointwise op(shapes[0], shapes[2]);
+  const float *x = floats(data[0]), *dy = floats(data[1]), *weight = floats(data[2]);
+  float *dx = output(data[3]), *dweight = output(data[4]);
+  // The first tasks compute the weight's gradient: each sums over the batch for one block of output channels. The other
+  // tasks compute the input's gradient, each for one image and group.
+  const int64_t rows = std::max<int64_t>(8, round_up((op.out + 3) / 4, 8));
+  const int64_t blocks = (op.out + rows - 1) / rows, images = op.batch * op.groups;
+  std::atomic<int> status{0};
+  parallel(images + op.groups * blocks, [&](int64_t i) {
+    if (i < op.groups * blocks) {
+      const int64_t g = i / blocks, from = i % blocks * rows, count = std::min(rows, op.out - from);
+      for (int64_t n = 0; n < op.batch; n++) {
+        const int failed = dnnl_sgemm('N', 'T', count, op.in, op.size, 1,
+                                      dy + (n * op.out_channels + g * op.out + from) * op.size, op.size,
+                                      x + (n * op.in_channels + g * op.in) * op.size, op.size, n ? 1 : 0,
+                                      dweight + (g * op.out + from) * op.in, op.in);
+        if (failed) status = failed;
+      }
+      return;
+    }
+    const int64_t n = (i - op.groups * blocks) / op.groups, g = (i - op.groups * blocks) % op.groups;
+    const int failed = dnnl_sgemm('T', 'N', op.in, op.size, op.out, 1, weight + g * op.out * op.in, op.in,
+                                  dy + (n * op.out_channels + g * op.out) * op.size, op.size, 0,
+                                  dx + (n * op.in_channels + g * op.in) * op.size, op.size);
+    if (failed) status = failed;
+  });
+  return status;
+}
+
+// Input x; output y: 3x3 max pooling at stride 2, padded by 1.
+int max_pool_forward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+  const float *x = floats(data[0]);
+  float *y = output(data[1]);
+  const Padded layout(shapes[0][2], shapes[0][3], 1, 2);
+  const int64_t size = shapes[0][2] * shapes[0][3], height = shapes[1][2], width = shapes[1][3];
+  parallel(shapes[0][0] * shapes[0][1], [&](int64_t i) {
+    float *padded = scratch(0, layout.size());
+    std::fill(padded, padded + layout.size(), -std::numeric_limits<float>::infinity());
+    layout.fill(padded, x + i * size);
+    max_plane(layout, padded, y + i * height * width, height, width);
+  });
+  return 0;
+}
+
+// Inputs x, dy; output dx.
+int max_pool_backward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+  const float *x = floats(data[0]), *dy = floats(data[1]);
+  float *dx = output(data[2]);
+  const Padded layout(shapes[0][2], shapes[0][3], 1, 2);
+  const int64_t size = shapes[0][2] * shapes[0][3], height = shapes[1][2], width = shapes[1][3];
+  parallel(shapes[0][0] * shapes[0][1], [&](int64_t i) {
+    float *padded = scratch(0, layout.size()), *gradient = scratch(1, layout.size());
+    std::fill(padded, padded + layout.size(), -std::numeric_limits<float>::infinity());
+    std::fill(gradient, gradient + layout.size(), 0.0f);
+    layout.fill(padded, x + i * size);
+    max_plane_gradient(layout, padded, dy + i * height * width, gradient, height, width);
+    layout.take(gradient, dx + i * size);
+  });
+  return 0;
+}
+
+// Inputs a, b, settings (interleaved); output: the concatenated channels. Interleaved: they alternate.
+int merge_channels(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+  const Halves op(shapes[0], shapes[1], floats(data[2]));
+  const float *parts[2] = {floats(data[0]), floats(data[1])};
+  float *both = output(data[3]);
+  parallel_planes(shapes[3], [&](int64_t i) {
+    std::memcpy(both + i * op.size, parts[op.part(i)] + op.at(i), op.size * sizeof(float));
+  });
+  return 0;
+}
+
+// Inputs x, settings (interleaved); outputs a, b: the inverse of merge_channels.
+int deal_channels(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+  const Halves op(shapes[2], shapes[3], floats(data[1]));
+  const float *both = floats(data[0]);
+  float *parts[2] = {output(data[2]), output(data[3])};
+  parallel_planes(shapes[0], [&](int64_t i) {
+    std::memcpy(parts[op.part(i)] + op.at(i), both + i * op.size, op.size * sizeof(float));
+  });
+  return 0;
+}
+
+// Inputs a, b; output y = relu(a + b).
+int add_relu_forward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+  const float *a = floats(data[0]), *b = floats(data[1]);
+  float *y = output(data[2]);
+  for_elements(shapes[0], [&](int64_t at, auto count) {
+    put(y + at, activate<kRelu>(get(a + at, count) + get(b + at, count)), count);
+  });
+  return 0;
+}
+
+// Inputs y, dy; output: the gradient of a and of b.
+int add_relu_backward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+  const float *y = floats(data[0]), *dy = floats(data[1]);
+  float *gradient = output(data[2]);
+  for_elements(shapes[0], [&](int64_t at, auto count) {
+    put(gradient + at, get(dy + at, count) * slope<kRelu>(get(y + at, count)), count);
+  });
+  return 0;
+}
+
+// Input x; output (N, C, 1, 1): the mean of each channel.
+int mean_forward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+  const float *x = floats(data[0]);
+  float *y = output(data[1]);
+  const int64_t size = shapes[0][2] * shapes[0][3];
+  parallel_planes(shapes[0], [&](int64_t i) {
+    Vec total{};
+    sweep(size, [&](int64_t j, auto count) { total += get(x + i * size + j, count); });
+    y[i] = static_cast<float>(sum(total) / size);
+  });
+  return 0;
+}
+
+// Inputs x (for its shape), dy; output dx.
+int mean_backward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+  const float *dy = floats(data[1]);
+  float *dx = output(data[2]);
+  const int64_t size = shapes[0][2] * shapes[0][3];
+  parallel_planes(shapes[0], [&](int64_t i) { std::fill(dx + i * size, dx + (i + 1) * size, dy[i] / size); });
+  return 0;
+}
+
+// Inputs x, factors (N, C, 1, 1); output: each channel times its factor.
+int scale_forward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+  const float *x = floats(data[0]), *factors = floats(data[1]);
+  float *y = output(data[2]);
+  const int64_t size = shapes[0][2] * shapes[0][3];
+  parallel_planes(shapes[0], [&](int64_t i) {
+    sweep(size, [&](int64_t j, auto count) { put(y + i * size + j, get(x + i * size + j, count) * factors[i], count); });
+  });
+  return 0;
+}
+
+// Inputs x, dy, factors; outputs dx, dfactors.
+int scale_backward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+  const float *x = floats(data[0]), *dy = floats(data[1]), *factors = floats(data[2]);
+  float *dx = output(data[3]), *dfactors = output(data[4]);
+  const int64_t size = shapes[0][2] * shapes[0][3];
+  parallel_planes(shapes[0], [&](int64_t i) {
+    Vec total{};
+    sweep(size, [&](int64_t j, auto count) {
+      const Vec gradient = get(dy + i * size + j, count);
+      total += gradient * get(x + i * size + j, count);
+      put(dx + i * size + j, gradient * factors[i], count);
+    });
+    dfactors[i] = static_cast<float>(sum(total));
+  });
+  return 0;
+}
+
+// Inputs x, weight, settings (stride, padding); output y.
+int dense_forward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+  const Dense op(shapes[0], shapes[1], floats(data[2]));
+  const float *x = floats(data[0]), *weight = floats(data[1]);
+  float *y = output(data[3]);
+  std::atomic<int> status{0};
+  parallel(op.batch, [&](int64_t n) {
+    float *matrix = scratch(0, op.depth * op.tile * op.patches.out_width);
+    op.for_tiles([&](int64_t from, int64_t rows, int64_t columns) {
+      op.patches.gather(x + n * op.in_size(), from, rows, matrix);
+      const int failed = dnnl_sgemm('N', 'N', op.out_channels, columns, op.depth, 1, weight, op.depth, matrix, columns, 0,
+                                    y + n * op.out_channels * op.out_plane() + from * op.patches.out_width,
+                                    op.out_plane());
+      if (failed) status = failed;
+    });
+  });
+  return status;
+}
+
+// Inputs x, dy, weight, settings; output dweight.
+int dense_weight_gradient(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+  const Dense op(shapes[0], shapes[2], floats(data[3]));
+  const float *x = floats(data[0]), *dy = floats(data[1]);
+  float *dweight = output(data[4]);
+  const int64_t size = op.out_channels * op.depth;
+  std::vector<float> partial(op.batch * size, 0.0f);
+  std::atomic<int> status{0};
+  parallel(op.batch, [&](int64_t n) {
+    float *matrix = scratch(0, op.depth * op.tile * op.patches.out_width);
+    op.for_tiles([&](int64_t from, int64_t rows, int64_t columns) {
+      op.patches.gather(x + n * op.in_size(), from, rows, matrix);
+      const int failed = dnnl_sgemm('N', 'T', op.out_channels, op.depth, columns, 1,
+                                    dy + n * op.out_channels * op.out_plane() + from * op.patches.out_width,
+                                    op.out_plane(), matrix, columns, 1, partial.data() + n * size, op.depth);
+      if (failed) status = failed;
+    });
+  });
+  for (int64_t i = 0; i < size; i++) {
+    double total = 0;
+    for (int64_t n = 0; n < op.batch; n++) total += partial[n * size + i];
+    dweight[i] = static_cast<float>(total);
+  }
+  return status;
+}
+
+// Inputs x, dy, weight, settings; output dx.
+int dense_input_gradient(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+  const Dense op(shapes[0], shapes[2], floats(data[3]));
+  const float *dy = floats(data[1]), *weight = floats(data[2]);
+  float *dx = output(data[4]);
+  std::atomic<int> status{0};
+  parallel(op.batch, [&](int64_t n) {
+    float *matrix = scratch(0, op.depth * op.tile * op.patches.out_width), *own = dx + n * op.in_size();
+    std::fill(own, own + op.in_size(), 0.0f);
+    op.for_tiles([&](int64_t from, int64_t rows, int64_t columns) {
+      const int failed = dnnl_sgemm('T', 'N', op.depth, columns, op.out_channels, 1, weight, op.depth,
+                                    dy + n * op.out_channels * op.out_plane() + from * op.patches.out_width,
+                                    op.out_plane(), 0, matrix, columns);
+      if (failed) status = failed;
+      op.patches.scatter(matrix, from, rows, own);
+    });
+  });
+  return status;
+}
+
+}  // extern "C"
