@@ -93,7 +93,7 @@ void convolve(const Padded &layout, const float *in, const float *w, float *out,
 // dw[ky][kx] += sum over y, x of d[y][x] * in[y * stride + ky][x * stride + kx]. Rows of d have `d_row`
 // elements; the elements after the last output are 0.
 template <int K, int S>
-void correlate(const Padded &layout, const float *in, const float *d, int64_t d_row, int64_t height, double *dw) {
+void correlate(const Padded &layout, const float *in, const float *d, int64_t d_row, int64_t height, Wide *dw) {
   constexpr int kAtOnce = K == 3 ? 3 : 1;  // number of kernel rows whose sums fit into the registers
   for (int from = 0; from < K; from += kAtOnce) {
     Vec sums[kAtOnce][K] = {};
@@ -110,7 +110,7 @@ void correlate(const Padded &layout, const float *in, const float *d, int64_t d_
       }
     }
     for (int i = 0; i < kAtOnce; i++)
-      for (int kx = 0; kx < K; kx++) dw[(from + i) * K + kx] += sum(sums[i][kx]);
+      for (int kx = 0; kx < K; kx++) dw[(from + i) * K + kx].add(sums[i][kx]);
   }
 }
 

@@ -12,7 +12,8 @@ namespace {
 // Shifted sums for mean and variance. Without the shift, a large mean would cost precision.
 struct Moments {
   float shift = 0;
-  double total = 0, squares = 0, count = 0;
+  Wide totals, squares;
+  double count = 0;
 
   void add(const float *plane, int64_t size) {
     if (count == 0) shift = plane[0];
@@ -25,18 +26,21 @@ struct Moments {
         q[j] += d * d;
       }
     }
-    for (; i < size; i++) {
-      const float d = plane[i] - shift;
-      s[0][0] += d;
-      q[0][0] += d * d;
-    }
-    total += sum(s[0] + s[1]);
-    squares += sum(q[0] + q[1]);
+    sweep(size - i, [&](int64_t j, auto count) {
+      const Vec d = keep(get(plane + i + j, count) - shift, count);
+      s[0] += d;
+      q[0] += d * d;
+    });
+    totals.add(s[0] + s[1]);
+    squares.add(q[0] + q[1]);
     count += size;
   }
 
-  double mean() const { return shift + total / count; }
-  double variance() const { return std::max(0.0, squares / count - total / count * (total / count)); }
+  double mean() const { return shift + totals.sum() / count; }
+  double variance() const {
+    const double offset = totals.sum() / count;
+    return std::max(0.0, squares.sum() / count - offset * offset);
+  }
 };
 
 // BatchNorm with activation, for one channel.
@@ -83,7 +87,7 @@ struct NormInputs {
 
 // The two sums over a channel that BatchNorm's gradient needs.
 struct NormGradient {
-  double sum_g = 0, sum_gx = 0;  // sums of g and g * (x - mean); g: gradient of the activation's input
+  Wide wide_g, wide_gx;  // sums of g and g * (x - mean); g: gradient of the activation's input
 
   // Adds to the sums. Also writes the gradient to `g` unless it is null; `g` may be `dy` itself.
   void add(const Norm &norm, const float *x, const float *dy, float *g, int64_t size) {
@@ -98,12 +102,14 @@ struct NormGradient {
         q += gradient * (value - mean);  // beyond the end, dy and so `gradient` are 0
       });
     });
-    sum_g += sum(s);
-    sum_gx += sum(q);
+    wide_g.add(s);
+    wide_gx.add(q);
   }
 
-  float gamma(const Norm &norm) const { return static_cast<float>(sum_gx * norm.inverse); }
-  float beta() const { return static_cast<float>(sum_g); }
+  double sum_g() const { return wide_g.sum(); }
+  double sum_gx() const { return wide_gx.sum(); }
+  float gamma(const Norm &norm) const { return static_cast<float>(sum_gx() * norm.inverse); }
+  float beta() const { return static_cast<float>(sum_g()); }
 };
 
 // dx = scale * (g - mean(g) - (x - mean) * inverse^2 * mean(g * (x - mean))). The last two terms exist with batch
@@ -114,8 +120,8 @@ struct NormInputGradient {
   NormInputGradient(const Norm &norm, const NormGradient &sums, double count, bool batch_statistics) {
     scale = all(norm.scale());
     mean = all(norm.mean);
-    offset = all(batch_statistics ? static_cast<float>(sums.sum_g / count) : 0.0f);
-    factor = all(batch_statistics ? static_cast<float>(sums.sum_gx / count * norm.inverse * norm.inverse) : 0.0f);
+    offset = all(batch_statistics ? static_cast<float>(sums.sum_g() / count) : 0.0f);
+    factor = all(batch_statistics ? static_cast<float>(sums.sum_gx() / count * norm.inverse * norm.inverse) : 0.0f);
   }
 
   Vec operator()(Vec x, Vec g) const { return scale * (g - offset - (x - mean) * factor); }

@@ -7,11 +7,9 @@
 // No result depends on the number of threads: a single task computes each output, in a fixed order.
 #include <unistd.h>
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <vector>
 
 #include "depthwise.h"
 #include "maps.h"
@@ -24,6 +22,15 @@ namespace {
 
 const float *floats(void *data) { return static_cast<const float *>(data); }
 float *output(void *data) { return static_cast<float *>(data); }
+
+// The patches of feature maps (N, C, H, W) for a dense convolution with the settings stride and padding.
+template <class Float>
+Patches<Float> patches(Float *images, const int64_t *shape, const int64_t *weight, const float *settings) {
+  const int64_t stride = static_cast<int64_t>(settings[0]), padding = static_cast<int64_t>(settings[1]);
+  const int64_t out_height = (shape[2] + 2 * padding - weight[2]) / stride + 1;
+  const int64_t out_width = (shape[3] + 2 * padding - weight[3]) / stride + 1;
+  return {images, shape[1], shape[2], shape[3], weight[2], stride, padding, out_height, out_width};
+}
 
 }  // namespace
 
@@ -91,7 +98,7 @@ int depthwise_forward(int, void **data, int *, int64_t **shapes, const char **, 
         for (int64_t n = 0; n < op.batch; n++) moments.add(x + op.in_at(n, c), op.in_size());
       before = first.finish(op.source(c), moments, output(data[12]), output(data[13]));
     }
-    float *padded = scratch(0, layout.size()), *plane = scratch(1, op.in_size());
+    float *padded = scratch(kInputSlot, layout.size()), *plane = scratch(kOutputSlot, op.in_size());
     std::fill(padded, padded + layout.size(), 0.0f);
     Moments moments;
     for (int64_t n = 0; n < op.batch; n++) {
@@ -137,15 +144,15 @@ int depthwise_backward(int, void **data, int *, int64_t **shapes, const char **,
     const int64_t source = op.source(c);
     const Norm before = has_first ? norm_of(2, source, first) : Norm{};
     const Norm after = has_second ? norm_of(7, c, second) : Norm{};
-    float *padded = scratch(0, layout.size() + spread.size()), *stuffed = padded + layout.size();
+    float *padded = scratch(kInputSlot, layout.size() + spread.size()), *stuffed = padded + layout.size();
     std::fill(padded, padded + layout.size() + spread.size(), 0.0f);
-    float *plane = scratch(1, in_size), *d = scratch(2, op.out_height * d_row);
-    float *convolved = has_second ? scratch(3, op.batch * out_size) : nullptr;
+    float *plane = scratch(kOutputSlot, in_size), *d = scratch(kGradientSlot, op.out_height * d_row);
+    float *convolved = has_second ? scratch(kRestSlot, op.batch * out_size) : nullptr;
     std::fill(d, d + op.out_height * d_row, 0.0f);
     const float *w = weight + c * taps;
     float flipped[25];
     std::reverse_copy(w, w + taps, flipped);
-    double dw[25] = {};
+    Wide dw[25];
     const auto lay_out_input = [&](int64_t n) {
       const float *from = x + op.in_at(n, c);
       if (has_first) {
@@ -197,7 +204,7 @@ int depthwise_backward(int, void **data, int *, int64_t **shapes, const char **,
         }
         if (has_first) before_sums.add(before, x + op.in_at(n, c), plane, plane, in_size);
       }
-      for (int64_t i = 0; i < taps; i++) dweight[c * taps + i] = static_cast<float>(dw[i]);
+      for (int64_t i = 0; i < taps; i++) dweight[c * taps + i] = static_cast<float>(dw[i].sum());
       if (has_second) {
         output(data[16])[c] = after_sums.gamma(after);
         output(data[17])[c] = after_sums.beta();
@@ -224,20 +231,11 @@ int pointwise_forward(int, void **data, int *, int64_t **shapes, const char **, 
   const Pointwise op(shapes[0], shapes[1]);
   const float *x = floats(data[0]), *weight = floats(data[1]);
   float *y = output(data[2]);
-  std::atomic<int> status{0};
-  // With few images, each is divided into several tasks.
-  const int64_t images = op.batch * op.groups, parts = images < 8 ? std::min<int64_t>(8, (op.size + 63) / 64) : 1;
-  const int64_t part = round_up((op.size + parts - 1) / parts, 16);
-  parallel(images * parts, [&](int64_t i) {
-    const int64_t n = i / parts / op.groups, g = i / parts % op.groups, from = i % parts * part;
-    const int64_t columns = std::min(part, op.size - from);
-    if (columns <= 0) return;
-    const int failed = dnnl_sgemm('N', 'N', op.out, columns, op.in, 1, weight + g * op.out * op.in, op.in,
-                                  x + (n * op.in_channels + g * op.in) * op.size + from, op.size, 0,
-                                  y + (n * op.out_channels + g * op.out) * op.size + from, op.size);
-    if (failed) status = failed;
-  });
-  return status;
+  for (int64_t g = 0; g < op.groups; g++) {
+    const PackedWeights weights(weight + g * op.out * op.in, op.out, op.in, op.in, 1);
+    multiply(weights, op.group(x, op.in_channels, g), op.group(y, op.out_channels, g), op.columns());
+  }
+  return 0;
 }
 
 // Inputs x, dy, weight; outputs dx, dweight.
@@ -245,30 +243,12 @@ int pointwise_backward(int, void **data, int *, int64_t **shapes, const char **,
   const Pointwise op(shapes[0], shapes[2]);
   const float *x = floats(data[0]), *dy = floats(data[1]), *weight = floats(data[2]);
   float *dx = output(data[3]), *dweight = output(data[4]);
-  // The first tasks compute the weight's gradient: each sums over the batch for one block of output channels. The other
-  // tasks compute the input's gradient, each for one image and group.
-  const int64_t rows = std::max<int64_t>(8, round_up((op.out + 3) / 4, 8));
-  const int64_t blocks = (op.out + rows - 1) / rows, images = op.batch * op.groups;
-  std::atomic<int> status{0};
-  parallel(images + op.groups * blocks, [&](int64_t i) {
-    if (i < op.groups * blocks) {
-      const int64_t g = i / blocks, from = i % blocks * rows, count = std::min(rows, op.out - from);
-      for (int64_t n = 0; n < op.batch; n++) {
-        const int failed = dnnl_sgemm('N', 'T', count, op.in, op.size, 1,
-                                      dy + (n * op.out_channels + g * op.out + from) * op.size, op.size,
-                                      x + (n * op.in_channels + g * op.in) * op.size, op.size, n ? 1 : 0,
-                                      dweight + (g * op.out + from) * op.in, op.in);
-        if (failed) status = failed;
-      }
-      return;
-    }
-    const int64_t n = (i - op.groups * blocks) / op.groups, g = (i - op.groups * blocks) % op.groups;
-    const int failed = dnnl_sgemm('T', 'N', op.in, op.size, op.out, 1, weight + g * op.out * op.in, op.in,
-                                  dy + (n * op.out_channels + g * op.out) * op.size, op.size, 0,
-                                  dx + (n * op.in_channels + g * op.in) * op.size, op.size);
-    if (failed) status = failed;
-  });
-  return status;
+  for (int64_t g = 0; g < op.groups; g++) {
+    const PackedWeights transposed(weight + g * op.out * op.in, op.in, op.out, 1, op.in);
+    multiply_backward(&transposed, op.group(x, op.in_channels, g), op.in, op.group(dy, op.out_channels, g), op.out,
+                      op.group(dx, op.in_channels, g), op.columns(), dweight + g * op.out * op.in);
+  }
+  return 0;
 }
 
 // Input x; output y: 3x3 max pooling at stride 2, padded by 1.
@@ -278,7 +258,7 @@ int max_pool_forward(int, void **data, int *, int64_t **shapes, const char **, v
   const Padded layout(shapes[0][2], shapes[0][3], 1, 2);
   const int64_t size = shapes[0][2] * shapes[0][3], height = shapes[1][2], width = shapes[1][3];
   parallel(shapes[0][0] * shapes[0][1], [&](int64_t i) {
-    float *padded = scratch(0, layout.size());
+    float *padded = scratch(kInputSlot, layout.size());
     std::fill(padded, padded + layout.size(), -std::numeric_limits<float>::infinity());
     layout.fill(padded, x + i * size);
     max_plane(layout, padded, y + i * height * width, height, width);
@@ -293,7 +273,7 @@ int max_pool_backward(int, void **data, int *, int64_t **shapes, const char **, 
   const Padded layout(shapes[0][2], shapes[0][3], 1, 2);
   const int64_t size = shapes[0][2] * shapes[0][3], height = shapes[1][2], width = shapes[1][3];
   parallel(shapes[0][0] * shapes[0][1], [&](int64_t i) {
-    float *padded = scratch(0, layout.size()), *gradient = scratch(1, layout.size());
+    float *padded = scratch(kInputSlot, layout.size()), *gradient = scratch(kOutputSlot, layout.size());
     std::fill(padded, padded + layout.size(), -std::numeric_limits<float>::infinity());
     std::fill(gradient, gradient + layout.size(), 0.0f);
     layout.fill(padded, x + i * size);
@@ -397,67 +377,38 @@ int scale_backward(int, void **data, int *, int64_t **shapes, const char **, voi
 
 // Inputs x, weight, settings (stride, padding); output y.
 int dense_forward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
-  const Dense op(shapes[0], shapes[1], floats(data[2]));
-  const float *x = floats(data[0]), *weight = floats(data[1]);
-  float *y = output(data[3]);
-  std::atomic<int> status{0};
-  parallel(op.batch, [&](int64_t n) {
-    float *matrix = scratch(0, op.depth * op.tile * op.patches.out_width);
-    op.for_tiles([&](int64_t from, int64_t rows, int64_t columns) {
-      op.patches.gather(x + n * op.in_size(), from, rows, matrix);
-      const int failed = dnnl_sgemm('N', 'N', op.out_channels, columns, op.depth, 1, weight, op.depth, matrix, columns, 0,
-                                    y + n * op.out_channels * op.out_plane() + from * op.patches.out_width,
-                                    op.out_plane());
-      if (failed) status = failed;
-    });
-  });
-  return status;
+  const auto x = patches(floats(data[0]), shapes[0], shapes[1], floats(data[2]));
+  const int64_t out = shapes[1][0], size = x.out_size();
+  const PackedWeights weights(floats(data[1]), out, x.rows(), x.rows(), 1);
+  multiply(weights, x, Channels<float>{output(data[3]), size, out * size, size}, shapes[0][0] * size);
+  return 0;
 }
 
 // Inputs x, dy, weight, settings; output dweight.
 int dense_weight_gradient(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
-  const Dense op(shapes[0], shapes[2], floats(data[3]));
-  const float *x = floats(data[0]), *dy = floats(data[1]);
-  float *dweight = output(data[4]);
-  const int64_t size = op.out_channels * op.depth;
-  std::vector<float> partial(op.batch * size, 0.0f);
-  std::atomic<int> status{0};
-  parallel(op.batch, [&](int64_t n) {
-    float *matrix = scratch(0, op.depth * op.tile * op.patches.out_width);
-    op.for_tiles([&](int64_t from, int64_t rows, int64_t columns) {
-      op.patches.gather(x + n * op.in_size(), from, rows, matrix);
-      const int failed = dnnl_sgemm('N', 'T', op.out_channels, op.depth, columns, 1,
-                                    dy + n * op.out_channels * op.out_plane() + from * op.patches.out_width,
-                                    op.out_plane(), matrix, columns, 1, partial.data() + n * size, op.depth);
-      if (failed) status = failed;
-    });
-  });
-  for (int64_t i = 0; i < size; i++) {
-    double total = 0;
-    for (int64_t n = 0; n < op.batch; n++) total += partial[n * size + i];
-    dweight[i] = static_cast<float>(total);
-  }
-  return status;
+  const auto x = patches(floats(data[0]), shapes[0], shapes[2], floats(data[3]));
+  const int64_t out = shapes[2][0], size = x.out_size();
+  multiply_backward(nullptr, x, x.rows(), Channels<const float>{floats(data[1]), size, out * size, size}, out, {},
+                    shapes[0][0] * size, output(data[4]));
+  return 0;
 }
 
 // Inputs x, dy, weight, settings; output dx.
 int dense_input_gradient(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
-  const Dense op(shapes[0], shapes[2], floats(data[3]));
-  const float *dy = floats(data[1]), *weight = floats(data[2]);
-  float *dx = output(data[4]);
-  std::atomic<int> status{0};
-  parallel(op.batch, [&](int64_t n) {
-    float *matrix = scratch(0, op.depth * op.tile * op.patches.out_width), *own = dx + n * op.in_size();
-    std::fill(own, own + op.in_size(), 0.0f);
-    op.for_tiles([&](int64_t from, int64_t rows, int64_t columns) {
-      const int failed = dnnl_sgemm('T', 'N', op.depth, columns, op.out_channels, 1, weight, op.depth,
-                                    dy + n * op.out_channels * op.out_plane() + from * op.patches.out_width,
-                                    op.out_plane(), 0, matrix, columns);
-      if (failed) status = failed;
-      op.patches.scatter(matrix, from, rows, own);
+  const auto dx = patches(output(data[4]), shapes[0], shapes[2], floats(data[3]));
+  const int64_t out = shapes[2][0], size = dx.out_size(), image = shapes[0][1] * shapes[0][2] * shapes[0][3];
+  const Channels<const float> dy{floats(data[1]), size, out * size, size};
+  const PackedWeights transposed(floats(data[2]), dx.rows(), out, 1, dx.rows());
+  parallel(shapes[0][0], [&](int64_t n) {
+    std::fill(dx.images + n * image, dx.images + (n + 1) * image, 0.0f);
+    float *panel = scratch(kPanelSlot, out * kColumns), *taps = scratch(kOtherPanelSlot, dx.rows() * kColumns);
+    for_panels(n * size, (n + 1) * size, [&](int64_t from, int64_t count) {
+      dy.pack(out, from, count, panel);
+      multiply(transposed, 0, transposed.blocks(), panel, 0, count, Channels<float>{taps, kColumns, 0, kColumns});
+      dx.unpack(from, count, taps);
     });
   });
-  return status;
+  return 0;
 }
 
 }  // extern "C"

@@ -6,8 +6,10 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <cstdlib>
 #include <functional>
 #include <mutex>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -24,6 +26,8 @@ class Pool {
     std::lock_guard<std::mutex> lock(busy_);
     wanted_ = count - 1;
   }
+
+  int threads() const { return wanted_ + 1; }
 
   // Calls task(0) to task(count - 1), distributed over the threads. While the pool is busy, another caller runs its
   // tasks on its own thread.
@@ -98,11 +102,25 @@ class Pool {
 
 void parallel(int64_t count, const std::function<void(int64_t)> &task) { Pool::instance().run(count, task); }
 
-// Working memory of the calling thread, reused between calls. Buffers in use at the same time need different slots.
-float *scratch(int slot, int64_t size) {
-  static thread_local std::vector<float> buffers[4];
-  if (static_cast<int64_t>(buffers[slot].size()) < size) buffers[slot].resize(size);
-  return buffers[slot].data();
+// Working memory of the calling thread, reused between calls, aligned to a cache line. Buffers in use at the same time
+// need different slots.
+enum Slot { kPanelSlot, kOtherPanelSlot, kTransposedSlot, kTileSlot, kInputSlot, kOutputSlot, kGradientSlot, kRestSlot, kPartialSlot, kSlots };
+
+float *scratch(Slot slot, int64_t size) {
+  struct Buffer {
+    float *data = nullptr;
+    int64_t size = 0;
+    ~Buffer() { std::free(data); }
+  };
+  static thread_local Buffer buffers[kSlots];
+  Buffer &buffer = buffers[slot];
+  if (buffer.size < size) {
+    std::free(buffer.data);
+    buffer.size = (size + 15) / 16 * 16;  // std::aligned_alloc takes multiples of the alignment
+    buffer.data = static_cast<float *>(std::aligned_alloc(64, buffer.size * sizeof(float)));
+    if (buffer.data == nullptr) throw std::bad_alloc();
+  }
+  return buffer.data;
 }
 
 }  // namespace

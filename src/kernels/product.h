@@ -1,79 +1,305 @@
-// Matrix products: 1x1 convolution, and dense convolution with few input channels.
+// Matrix products with feature maps: 1x1 convolutions, and dense convolutions with few input channels.
+//
+// A feature map (N, C, H, W) is a matrix with a row per channel and a column per image and position. Columns of several
+// images go into the same panel, so that small maps fill the vectors. A panel is a copy of kColumns columns, row by row.
+// It is read once for each block of kRows output rows, whose sums stay in registers.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
+#include <vector>
 
-extern "C" int dnnl_sgemm(char transpose_a, char transpose_b, int64_t m, int64_t n, int64_t k, float alpha,
-                          const float *a, int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
+#include "pool.h"
+#include "vector.h"
 
 namespace {
 
-// The patches for `rows` output rows form a matrix (in_channels * kernel^2, rows * out_width).
-struct Patches {
-  int64_t channels, height, width, kernel, stride, pad, out_width;
+// The sums of a tile are kRows * kWide vectors. With those of a panel's row and one weight they fill the registers: 32
+// with AVX-512, 16 with AVX2.
+constexpr int kRows = kLanes == 16 ? 8 : 4, kWide = 3;
+constexpr int64_t kColumns = kWide * kLanes;
+constexpr int64_t kCacheFloats = 48 << 10;  // 192 KiB, less than the second-level cache of any recent CPU
+constexpr int64_t kChunk = 144;  // columns of a step of the weights' gradient: 3 panels of AVX-512 or 6 of AVX2
 
-  template <class Visit>
-  void visit(int64_t from_row, int64_t rows, Visit visit_row) const {
-    for (int64_t c = 0; c < channels; c++)
-      for (int64_t ky = 0; ky < kernel; ky++)
-        for (int64_t kx = 0; kx < kernel; kx++)
-          for (int64_t r = 0; r < rows; r++) {
-            const int64_t y = (from_row + r) * stride + ky - pad;
-            // For outputs from `begin` to `end`, this tap is inside the image.
-            const int64_t begin = std::min(out_width, std::max<int64_t>(0, (pad - kx + stride - 1) / stride));
-            const int64_t last = width - 1 + pad - kx;
-            const int64_t end = y < 0 || y >= height || last < 0 ? begin : std::min(out_width, last / stride + 1);
-            const int64_t row = (((c * kernel + ky) * kernel + kx) * rows + r) * out_width;
-            visit_row(row, begin, std::max(begin, end), (c * height + y) * width + kx - pad);
-          }
-  }
-
-  void gather(const float *image, int64_t from_row, int64_t rows, float *matrix) const {
-    visit(from_row, rows, [&](int64_t row, int64_t begin, int64_t end, int64_t at) {
-      float *to = matrix + row;
-      std::fill(to, to + begin, 0.0f);
-      if (stride == 1) {
-        std::copy(image + at + begin, image + at + end, to + begin);
-      } else {
-        for (int64_t x = begin; x < end; x++) to[x] = image[at + x * stride];
-      }
-      std::fill(to + end, to + out_width, 0.0f);
-    });
-  }
-
-  void scatter(const float *matrix, int64_t from_row, int64_t rows, float *image) const {
-    visit(from_row, rows, [&](int64_t row, int64_t begin, int64_t end, int64_t at) {
-      for (int64_t x = begin; x < end; x++) image[at + x * stride] += matrix[row + x];
-    });
-  }
+// A run of columns in one image: `at` is its position in the first row.
+struct Run {
+  int64_t at, column, count;
 };
 
-struct Dense {
-  int64_t batch, out_channels, out_height, depth, tile;
-  Patches patches;
+// Channels of a feature map as the rows of a matrix.
+template <class Float>
+struct Channels {
+  Float *data;
+  int64_t channel, image, size;  // floats from channel to channel, from image to image; positions of an image
 
-  Dense(const int64_t *in, const int64_t *weight, const float *settings)
-      : batch(in[0]), out_channels(weight[0]), depth(weight[1] * weight[2] * weight[3]) {
-    const int64_t stride = static_cast<int64_t>(settings[0]), pad = static_cast<int64_t>(settings[1]);
-    out_height = (in[2] + 2 * pad - weight[2]) / stride + 1;
-    patches = {in[1], in[2], in[3], weight[2], stride, pad, (in[3] + 2 * pad - weight[3]) / stride + 1};
-    // The number of rows per tile is chosen so that their patches fit into the second-level cache.
-    tile = std::min(out_height, std::max<int64_t>(1, 32768 / (depth * patches.out_width)));
-  }
-
-  int64_t in_size() const { return patches.channels * patches.height * patches.width; }
-  int64_t out_plane() const { return out_height * patches.out_width; }
-
-  // Calls body(first row, columns of the matrix) for each tile of rows.
+  // Calls body(run) for each run of columns in [from, from + count).
   template <class Body>
-  void for_tiles(Body body) const {
-    for (int64_t y = 0; y < out_height; y += tile) {
-      const int64_t rows = std::min(tile, out_height - y);
-      body(y, rows, rows * patches.out_width);
+  void for_runs(int64_t from, int64_t count, Body body) const {
+    for (int64_t column = 0; column < count;) {
+      const int64_t n = (from + column) / size, position = (from + column) % size;
+      const int64_t length = std::min(count - column, size - position);
+      body(Run{n * image + position, column, length});
+      column += length;
     }
   }
+
+  // Writes `rows` rows of the columns [from, from + count), with count at most kColumns, to a panel.
+  void pack(int64_t rows, int64_t from, int64_t count, float *panel) const {
+    for_runs(from, count, [&](Run run) {
+      const float *source = data + run.at;
+      float *to = panel + run.column;
+      if (run.count == kColumns) {
+        for (int64_t r = 0; r < rows; r++, source += channel, to += kColumns)
+          for (int v = 0; v < kWide; v++) store(to + v * kLanes, load(source + v * kLanes));
+        return;
+      }
+      sweep(run.count, [&](int64_t i, auto count) {
+        for (int64_t r = 0; r < rows; r++) put(to + r * kColumns + i, get(source + r * channel + i, count), count);
+      });
+    });
+  }
 };
+
+// Weights in the order in which tiles read them: for each block of kRows output rows, column by column.
+class PackedWeights {
+ public:
+  // The element (row, column) of the matrix is weight[row * row_stride + column * column_stride].
+  PackedWeights(const float *weight, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride)
+      : rows_(rows), columns_(columns), data_(blocks() * columns * kRows) {
+    parallel(blocks(), [&](int64_t block) {
+      float *to = data_.data() + block * columns * kRows;
+      const int64_t first = block * kRows, count = std::min<int64_t>(kRows, rows - first);
+      for (int64_t c = 0; c < columns; c++)
+        for (int64_t r = 0; r < count; r++) to[c * kRows + r] = weight[(first + r) * row_stride + c * column_stride];
+    });
+  }
+
+  int64_t rows() const { return rows_; }
+  int64_t columns() const { return columns_; }
+  int64_t blocks() const { return (rows_ + kRows - 1) / kRows; }
+  const float *block(int64_t i) const { return data_.data() + i * columns_ * kRows; }
+
+ private:
+  int64_t rows_, columns_;
+  std::vector<float> data_;
+};
+
+// sums[r][v] += over k: a[k * a_step + r * a_row] * the vector v of b[k * kColumns].
+template <int R, int W>
+inline void accumulate(const float *a, int64_t a_step, int64_t a_row, const float *b, int64_t depth, Vec (&sums)[R][W]) {
+  for (int64_t k = 0; k < depth; k++, a += a_step, b += kColumns) {
+    Vec row[W];
+#pragma GCC unroll 3
+    for (int v = 0; v < W; v++) row[v] = load(b + v * kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const Vec factor = all(a[r * a_row]);
+#pragma GCC unroll 3
+      for (int v = 0; v < W; v++) sums[r][v] += factor * row[v];
+    }
+  }
+}
+
+// Calls body(R, W) with the constants for a tile of `rows` rows and `columns` columns.
+template <class Body>
+inline void with_tile(int64_t rows, int64_t columns, Body body) {
+  const auto with_rows = [&](auto wide) {
+    if (rows > kRows / 2) return body(std::integral_constant<int, kRows>{}, wide);
+    return body(std::integral_constant<int, kRows / 2>{}, wide);
+  };
+  if (columns > 2 * kLanes) return with_rows(std::integral_constant<int, 3>{});
+  if (columns > kLanes) return with_rows(std::integral_constant<int, 2>{});
+  return with_rows(std::integral_constant<int, 1>{});
+}
+
+// Multiplies blocks [first, last) of the weights with the panel of columns [from, from + count), and writes the rows to
+// `target`.
+void multiply(const PackedWeights &weights, int64_t first, int64_t last, const float *panel, int64_t from, int64_t count,
+              const Channels<float> &target) {
+  Run whole{};
+  int64_t runs = 0;
+  target.for_runs(from, count, [&](Run run) {
+    whole = run;
+    runs++;
+  });
+  for (int64_t block = first; block < last; block++) {
+    const int64_t rows = std::min<int64_t>(kRows, weights.rows() - block * kRows);
+    float *to = target.data + block * kRows * target.channel;
+    with_tile(rows, count, [&](auto r, auto w) {
+      constexpr int R = r.value, W = w.value;
+      Vec sums[R][W] = {};
+      accumulate<R, W>(weights.block(block), kRows, 1, panel, weights.columns(), sums);
+      if (runs == 1 && count == kColumns && rows == R) {
+#pragma GCC unroll 8
+        for (int i = 0; i < R; i++)
+#pragma GCC unroll 3
+          for (int v = 0; v < W; v++) store(to + whole.at + i * target.channel + v * kLanes, sums[i][v]);
+        return;
+      }
+      alignas(64) float tile[kRows * kColumns];
+#pragma GCC unroll 8
+      for (int i = 0; i < R; i++)
+#pragma GCC unroll 3
+        for (int v = 0; v < W; v++) store(tile + i * kColumns + v * kLanes, sums[i][v]);
+      target.for_runs(from, count, [&](Run run) {
+        sweep(run.count, [&](int64_t i, auto count) {
+          for (int64_t row = 0; row < rows; row++)
+            put(to + run.at + row * target.channel + i, get(tile + row * kColumns + run.column + i, count), count);
+        });
+      });
+    });
+  }
+}
+
+// Calls body(from, count) for each panel of the columns [from, to).
+template <class Body>
+inline void for_panels(int64_t from, int64_t to, Body body) {
+  for (; from < to; from += kColumns) body(from, std::min(kColumns, to - from));
+}
+
+// target = weights * source, where both have `columns` columns. Several threads compute it.
+template <class Source>
+void multiply(const PackedWeights &weights, const Source &source, const Channels<float> &target, int64_t columns) {
+  // The panels of a chunk fit into the second-level cache. Long chunks read and write long pieces of each channel.
+  const int64_t tasks = 4 * Pool::instance().threads(), fitting = kCacheFloats / weights.columns();
+  const int64_t chunk = round_up(std::max<int64_t>(1, std::min(fitting, columns / tasks)), kColumns);
+  const int64_t chunks = (columns + chunk - 1) / chunk;
+  // With few columns, such as those of a single image, the threads also share the rows.
+  const int64_t parts = std::min(weights.blocks(), (tasks / 2 + chunks - 1) / chunks);
+  parallel(chunks * parts, [&](int64_t task) {
+    const int64_t from = task / parts * chunk, to = std::min(columns, from + chunk), part = task % parts;
+    float *panels = scratch(kPanelSlot, weights.columns() * chunk), *panel = panels;
+    for_panels(from, to, [&](int64_t at, int64_t count) {
+      source.pack(weights.columns(), at, count, panel);
+      panel += weights.columns() * kColumns;
+    });
+    // The blocks of weights come from a farther cache than the panels, so each is read once.
+    const int64_t first = part * weights.blocks() / parts, last = (part + 1) * weights.blocks() / parts;
+    for (int64_t block = first; block < last; block++) {
+      panel = panels;
+      for_panels(from, to, [&](int64_t at, int64_t count) {
+        multiply(weights, block, block + 1, panel, at, count, target);
+        panel += weights.columns() * kColumns;
+      });
+    }
+  });
+}
+
+// Sums of products of the rows of two matrices over their columns: partial[a][b] += sum over columns of
+// broadcast[a][column] * transposed[b][column]. Both are given as panels.
+class RowProducts {
+ public:
+  RowProducts(int64_t broadcast_rows, int64_t transposed_rows)
+      : rows_(round_up(broadcast_rows, kRows)), others_(transposed_rows), stride_(round_up(transposed_rows, kLanes)) {}
+
+  int64_t size() const { return rows_ * stride_; }
+  int64_t stride() const { return stride_; }
+  int64_t blocks() const { return rows_ / kRows; }
+
+  // Adds the products of blocks [first_block, last_block) of kRows rows of `broadcast`, for `count` columns. The panels
+  // of `broadcast` have `panel_rows` rows, those of `others` have `other_rows`.
+  void add(const float *broadcast, int64_t panel_rows, int64_t first_block, int64_t last_block, const float *others, int64_t other_rows, int64_t count,
+           float *partial) const {
+    float *transposed = scratch(kTransposedSlot, kColumns * kChunk);
+    for (int64_t first = 0; first < others_; first += kColumns) {
+      const int64_t wide = std::min(kColumns, stride_ - first);
+      transpose_rows(others, other_rows, first, wide, count, transposed);
+      for (int64_t row = first_block * kRows; row < last_block * kRows; row += kRows) {
+        with_tile(kRows, wide, [&](auto, auto w) {
+          constexpr int W = w.value;
+          float *to = partial + row * stride_ + first;
+          Vec sums[kRows][W];
+#pragma GCC unroll 8
+          for (int r = 0; r < kRows; r++)
+#pragma GCC unroll 3
+            for (int v = 0; v < W; v++) sums[r][v] = load(to + r * stride_ + v * kLanes);
+          int64_t column = 0;
+          for_panels(0, count, [&](int64_t, int64_t columns) {
+            const float *from = broadcast + (column / kColumns * panel_rows + row) * kColumns;
+            accumulate<kRows, W>(from, 1, kColumns, transposed + column * kColumns, columns, sums);
+            column += columns;
+          });
+#pragma GCC unroll 8
+          for (int r = 0; r < kRows; r++)
+#pragma GCC unroll 3
+            for (int v = 0; v < W; v++) store(to + r * stride_ + v * kLanes, sums[r][v]);
+        });
+      }
+    }
+  }
+
+ private:
+  // Writes rows [first, first + wide) of the panels as columns: transposed[column * kColumns + row].
+  void transpose_rows(const float *panels, int64_t panel_rows, int64_t first, int64_t wide, int64_t count,
+                      float *transposed) const {
+    for (int64_t column = 0; column < count; column += kLanes) {
+      const float *panel = panels + column / kColumns * panel_rows * kColumns + column % kColumns;
+      for (int64_t row = 0; row < wide; row += kLanes) {
+        Vec square[kLanes];
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; i++)
+          square[i] = first + row + i < others_ ? load(panel + (first + row + i) * kColumns) : Vec{};
+        transpose(square);
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; i++) store(transposed + (column + i) * kColumns + row, square[i]);
+      }
+    }
+  }
+
+  int64_t rows_, others_, stride_;
+};
+
+// The gradients of y = weights * x. The columns are divided into slices, whose sums are added at the end. A slice depends
+// on the shapes only, and so does the order of the sums. With few slices, the threads also share the rows.
+template <class Source>
+void multiply_backward(const PackedWeights *transposed_weights, const Source &x, int64_t in, const Channels<const float> &dy,
+                       int64_t out, const Channels<float> &dx, int64_t columns, float *dweight) {
+  const bool swapped = out < in;  // the matrix with fewer rows is transposed
+  const RowProducts products(swapped ? in : out, swapped ? out : in);
+  const int64_t chunks = (columns + kChunk - 1) / kChunk, size = products.size();
+  const int64_t slices = std::min((chunks + 1) / 2, std::min<int64_t>(32, std::max<int64_t>(4, (int64_t{2} << 20) / size)));
+  const int64_t parts = std::min((2 * Pool::instance().threads() + slices - 1) / slices, products.blocks());
+  float *partial = scratch(kPartialSlot, slices * size);
+  parallel(slices * parts, [&](int64_t task) {
+    const int64_t slice = task / parts, part = task % parts;
+    const int64_t out_rows = round_up(out, kRows), in_rows = round_up(in, kRows);
+    const int64_t first = part * products.blocks() / parts, last = (part + 1) * products.blocks() / parts;
+    float *dy_panels = scratch(kPanelSlot, out_rows * kChunk), *x_panels = scratch(kOtherPanelSlot, in_rows * kChunk);
+    // The rows that are added to fill a block are 0.
+    std::fill(dy_panels, dy_panels + out_rows * kChunk, 0.0f);
+    std::fill(x_panels, x_panels + in_rows * kChunk, 0.0f);
+    float *own = partial + slice * size;
+    std::fill(own + first * kRows * products.stride(), own + last * kRows * products.stride(), 0.0f);
+    for (int64_t c = slice * chunks / slices; c < (slice + 1) * chunks / slices; c++) {
+      const int64_t from = c * kChunk, to = std::min(columns, from + kChunk);
+      float *dy_panel = dy_panels, *x_panel = x_panels;
+      for_panels(from, to, [&](int64_t at, int64_t count) {
+        dy.pack(out, at, count, dy_panel);
+        x.pack(in, at, count, x_panel);
+        if (transposed_weights) {
+          const int64_t blocks = transposed_weights->blocks();
+          multiply(*transposed_weights, part * blocks / parts, (part + 1) * blocks / parts, dy_panel, at, count, dx);
+        }
+        dy_panel += out_rows * kColumns;
+        x_panel += in_rows * kColumns;
+      });
+      if (swapped) {
+        products.add(x_panels, in_rows, first, last, dy_panels, out_rows, to - from, own);
+      } else {
+        products.add(dy_panels, out_rows, first, last, x_panels, in_rows, to - from, own);
+      }
+    }
+  });
+  parallel(swapped ? in : out, [&](int64_t row) {
+    sweep(swapped ? out : in, [&](int64_t column, auto count) {
+      Vec total{};
+      for (int64_t s = 0; s < slices; s++) total += load(partial + s * size + row * products.stride() + column);
+      if (!swapped) return put(dweight + row * in + column, total, count);
+      for (int64_t lane = 0; lane < count; lane++) dweight[(column + lane) * in + row] = total[lane];
+    });
+  });
+}
 
 struct Pointwise {
   int64_t batch, in_channels, out_channels, groups, size, in, out;  // in, out: channels per group
@@ -83,6 +309,74 @@ struct Pointwise {
     in = weight[1];
     groups = in_channels / in;
     out = out_channels / groups;
+  }
+
+  int64_t columns() const { return batch * size; }
+
+  // The channels of group `g` of a feature map with `channels` channels in all groups.
+  template <class Float>
+  Channels<Float> group(Float *map, int64_t channels, int64_t g) const {
+    return {map + g * (channels / groups) * size, size, channels * size, size};
+  }
+};
+
+
+// A dense convolution with few input channels. Its matrix has a row per input channel and tap, and a column per image and
+// output position.
+template <class Float>
+struct Patches {
+  Float *images;
+  int64_t channels, height, width, kernel, stride, padding, out_height, out_width;
+
+  int64_t rows() const { return channels * kernel * kernel; }
+  int64_t out_size() const { return out_height * out_width; }
+
+  // Calls body(row, at, column, begin, end, length) for each row of the matrix and each output row that the columns
+  // [from, from + count) touch. `length` columns from `column` on belong to the output row. Those from `begin` to `end`
+  // correspond to positions of `images` from `at` on, `stride` apart; the others are outside the image.
+  template <class Body>
+  void visit(int64_t from, int64_t count, Body body) const {
+    for (int64_t column = 0; column < count;) {
+      const int64_t n = (from + column) / out_size(), position = (from + column) % out_size();
+      const int64_t oy = position / out_width, ox = position % out_width;
+      const int64_t length = std::min(count - column, out_width - ox);
+      int64_t row = 0;
+      for (int64_t c = 0; c < channels; c++)
+        for (int64_t ky = 0; ky < kernel; ky++) {
+          const int64_t y = oy * stride + ky - padding;
+          for (int64_t kx = 0; kx < kernel; kx++, row++) {
+            // The first and the last output of the row for which this tap is inside the image.
+            const int64_t first = std::max<int64_t>(0, (padding - kx + stride - 1) / stride);
+            const int64_t last = width - 1 + padding - kx < 0 ? -1 : (width - 1 + padding - kx) / stride;
+            const int64_t begin = std::min(length, std::max<int64_t>(0, first - ox));
+            const int64_t end = y < 0 || y >= height ? begin : std::max(begin, std::min(length, last + 1 - ox));
+            const int64_t at = ((n * channels + c) * height + y) * width + (ox + begin) * stride + kx - padding;
+            body(row, at, column, begin, end, length);
+          }
+        }
+      column += length;
+    }
+  }
+
+  void pack(int64_t, int64_t from, int64_t count, float *panel) const {
+    visit(from, count, [&](int64_t row, int64_t at, int64_t column, int64_t begin, int64_t end, int64_t length) {
+      float *to = panel + row * kColumns + column;
+      std::fill(to, to + begin, 0.0f);
+      if (stride == 1) {
+        copy(images + at, to + begin, end - begin);
+      } else {
+        for (int64_t i = begin; i < end; i++) to[i] = images[at + (i - begin) * 2];
+      }
+      std::fill(to + end, to + length, 0.0f);
+    });
+  }
+
+  // Adds the panel's elements to the positions of the images from which `pack` reads.
+  void unpack(int64_t from, int64_t count, const float *panel) const {
+    visit(from, count, [&](int64_t row, int64_t at, int64_t column, int64_t begin, int64_t end, int64_t) {
+      const float *own = panel + row * kColumns + column;
+      for (int64_t i = begin; i < end; i++) images[at + (i - begin) * stride] += own[i];
+    });
   }
 };
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 #ifdef __AVX__
 #include <immintrin.h>
 #endif
@@ -19,29 +20,69 @@ typedef float Vec __attribute__((vector_size(kLanes * sizeof(float)), aligned(si
 
 inline Vec load(const float *p) { return *reinterpret_cast<const Vec *>(p); }
 inline void store(float *p, Vec v) { *reinterpret_cast<Vec *>(p) = v; }
-inline Vec all(float value) { return Vec{} + value; }
+inline Vec all(float value) { return value - Vec{}; }  // Vec{} + value would add: -0 + 0 is 0
 
+#if defined(__AVX__) && !defined(__AVX512F__)
+// The mask of the first `count` lanes.
+inline __m256i first_lanes(int64_t count) {
+  static const int32_t kMask[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(kMask + 8 - count));
+}
+#endif
+
+// Loads `count` elements, fewer than kLanes; the other lanes are 0. A copy of `count` bytes would be a function call.
 inline Vec load_first(const float *p, int64_t count) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p);
+#elif defined(__AVX__)
+  return (Vec)_mm256_maskload_ps(p, first_lanes(count));
+#else
   Vec v{};
-  std::memcpy(&v, p, count * sizeof(float));
+  for (int64_t i = 0; i < count; i++) v[i] = p[i];
   return v;
+#endif
 }
 
 inline void store_first(float *p, Vec v, int64_t count) {
 #if defined(__AVX512F__)
-  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), reinterpret_cast<__m512>(v));
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
 #elif defined(__AVX__)
-  static const int32_t kMask[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
-  _mm256_maskstore_ps(p, _mm256_loadu_si256(reinterpret_cast<const __m256i *>(kMask + 8 - count)), (__m256)v);
+  _mm256_maskstore_ps(p, first_lanes(count), (__m256)v);
 #else
-  std::memcpy(p, &v, count * sizeof(float));
+  for (int64_t i = 0; i < count; i++) p[i] = v[i];
 #endif
 }
 
+// Sums in float64, lane by lane. Many short sums of floats are added up here, and their lanes only at the end.
+struct Wide {
+  typedef double Lanes __attribute__((vector_size(kLanes * sizeof(double))));
+  Lanes lanes{};
+
+  void add(Vec v) { lanes += __builtin_convertvector(v, Lanes); }
+
+  double sum() const {
+    double total = 0;
+    for (int64_t i = 0; i < kLanes; i++) total += lanes[i];
+    return total;
+  }
+};
+
 inline double sum(Vec v) {
-  double total = 0;
-  for (int64_t i = 0; i < kLanes; i++) total += v[i];
-  return total;
+  Wide wide;
+  wide.add(v);
+  return wide.sum();
+}
+
+// The lanes of `v` below `count`; the other lanes are 0.
+inline Vec keep_first(Vec v, int64_t count) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_maskz_mov_ps(static_cast<__mmask16>((1u << count) - 1), (__m512)v);
+#elif defined(__AVX__)
+  return (Vec)_mm256_and_ps((__m256)v, (__m256)first_lanes(count));
+#else
+  for (int64_t i = count; i < kLanes; i++) v[i] = 0;
+  return v;
+#endif
 }
 
 inline int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
@@ -58,6 +99,43 @@ inline Vec get(const float *p, std::integral_constant<int64_t, kLanes>) { return
 inline Vec get(const float *p, int64_t count) { return load_first(p, count); }
 inline void put(float *p, Vec v, std::integral_constant<int64_t, kLanes>) { store(p, v); }
 inline void put(float *p, Vec v, int64_t count) { store_first(p, v, count); }
+inline Vec keep(Vec v, std::integral_constant<int64_t, kLanes>) { return v; }
+inline Vec keep(Vec v, int64_t count) { return keep_first(v, count); }
+
+inline void copy(const float *from, float *to, int64_t size) {
+  sweep(size, [&](int64_t i, auto count) { put(to + i, get(from + i, count), count); });
+}
+
+// A step of the transposition of a square of vectors: in groups of D lanes, exchanges the upper group of `a` with the
+// lower group of `b`.
+template <int D, int... L>
+inline void exchange(Vec &a, Vec &b, std::integer_sequence<int, L...>) {
+  constexpr int n = kLanes;
+#ifdef __clang__
+  const Vec low = __builtin_shufflevector(a, b, (L & D ? n + L - D : L)...);
+  const Vec high = __builtin_shufflevector(a, b, (L & D ? n + L : L + D)...);
+#else
+  typedef int32_t Lanes __attribute__((vector_size(kLanes * sizeof(int32_t))));
+  const Vec low = __builtin_shuffle(a, b, Lanes{(L & D ? n + L - D : L)...});
+  const Vec high = __builtin_shuffle(a, b, Lanes{(L & D ? n + L : L + D)...});
+#endif
+  a = low;
+  b = high;
+}
+
+// Transposes a square of kLanes vectors.
+inline void transpose(Vec (&v)[kLanes]) {
+  const auto stage = [&](auto distance) {
+    constexpr int d = distance.value;
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; i++)
+      if ((i & d) == 0) exchange<d>(v[i], v[i + d], std::make_integer_sequence<int, kLanes>());
+  };
+  if constexpr (kLanes == 16) stage(std::integral_constant<int, 8>{});
+  stage(std::integral_constant<int, 4>{});
+  stage(std::integral_constant<int, 2>{});
+  stage(std::integral_constant<int, 1>{});
+}
 
 enum Activation { kNone, kRelu, kRelu6, kHardSwish };
 
