@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "norm.h"
+#include "pool.h"
 #include "vector.h"
 
 namespace {
@@ -139,6 +140,7 @@ struct Depthwise {
 
   int64_t in_size() const { return height * width; }
   int64_t out_size() const { return out_height * out_width; }
+  int64_t blocks() const { return (channels + kLanes - 1) / kLanes; }
   int64_t source(int64_t c) const { return c % runs * (channels / runs) + c / runs; }
   int64_t in_at(int64_t n, int64_t c) const { return (n * channels + source(c)) * in_size(); }
   int64_t out_at(int64_t n, int64_t c) const {
@@ -149,5 +151,142 @@ struct Depthwise {
 
 // Positions in the settings: first those of Depthwise, then those of its first and of its second norm.
 constexpr int kFirstNorm = 3, kSecondNorm = 8;
+
+struct DepthwiseForward {
+  Depthwise op;
+  const float *x, *weight;
+  NormInputs first, second;
+  float *z, *first_mean, *first_inverse, *second_mean, *second_inverse;
+};
+
+struct DepthwiseBackward {
+  Depthwise op;
+  const float *x, *dz, *weight;
+  NormValues first, second;
+  float *dx, *first_dgamma, *first_dbeta, *dweight, *second_dgamma, *second_dbeta;
+};
+
+// ------------------------------------------------------------------------------------------------ one channel at a time
+
+void forward_channel(const DepthwiseForward &args, int64_t c) {
+  const Depthwise &op = args.op;
+  const Padded layout(op.height, op.width, op.kernel / 2, op.stride);
+  Norm before{};
+  if (args.first.present) {
+    Moments moments;
+    if (args.first.batch_statistics)
+      for (int64_t n = 0; n < op.batch; n++) moments.add(args.x + op.in_at(n, c), op.in_size());
+    before = args.first.finish(op.source(c), moments.statistics(), args.first_mean, args.first_inverse);
+  }
+  float *padded = scratch(kInputSlot, layout.size()), *plane = scratch(kOutputSlot, op.in_size());
+  std::fill(padded, padded + layout.size(), 0.0f);
+  Moments moments;
+  for (int64_t n = 0; n < op.batch; n++) {
+    const float *source = args.x + op.in_at(n, c);
+    if (args.first.present) {
+      float *normed = op.keep ? args.z + op.kept_at(n, c) : plane;
+      before.apply(source, normed, op.in_size());
+      source = normed;
+    }
+    layout.fill(padded, source);
+    float *out = args.z + op.out_at(n, c);
+    with_kernel(op.kernel, op.stride, [&](auto kernel, auto stride) {
+      convolve<kernel.value, stride.value>(layout, padded, args.weight + c * kernel.value * kernel.value, out,
+                                           op.out_height, op.out_width);
+    });
+    if (args.second.batch_statistics) moments.add(out, op.out_size());
+  }
+  if (args.second.present) {
+    const Norm after = args.second.finish(c, moments.statistics(), args.second_mean, args.second_inverse);
+    for (int64_t n = 0; n < op.batch; n++)
+      after.apply(args.z + op.out_at(n, c), args.z + op.out_at(n, c), op.out_size());
+  }
+}
+
+template <int K, int S>
+void backward_channel(const DepthwiseBackward &args, int64_t c) {
+  const Depthwise &op = args.op;
+  constexpr int64_t pad = K / 2, taps = K * K;
+  const int64_t in_size = op.in_size(), out_size = op.out_size(), source = op.source(c);
+  const Padded layout(op.height, op.width, pad, S), spread(op.height, op.width, pad, 1);
+  const int64_t d_row = round_up(op.out_width, kLanes);
+  const Norm before = args.first.present ? args.first.channel(source) : Norm{};
+  const Norm after = args.second.present ? args.second.channel(c) : Norm{};
+  float *padded = scratch(kInputSlot, layout.size() + spread.size()), *stuffed = padded + layout.size();
+  std::fill(padded, padded + layout.size() + spread.size(), 0.0f);
+  float *plane = scratch(kOutputSlot, in_size), *d = scratch(kGradientSlot, op.out_height * d_row);
+  float *convolved = args.second.present ? scratch(kRestSlot, op.batch * out_size) : nullptr;
+  std::fill(d, d + op.out_height * d_row, 0.0f);
+  const float *w = args.weight + c * taps;
+  float flipped[taps];
+  std::reverse_copy(w, w + taps, flipped);
+  Wide dw[taps];
+  const auto lay_out_input = [&](int64_t n) {
+    const float *from = args.x + op.in_at(n, c);
+    if (args.first.present) {
+      before.apply(from, plane, in_size);
+      from = plane;
+    }
+    layout.fill(padded, from);
+  };
+  NormGradient after_sums, before_sums;
+  for (int64_t n = 0; n < op.batch && args.second.present; n++) {
+    lay_out_input(n);
+    convolve<K, S>(layout, padded, w, convolved + n * out_size, op.out_height, op.out_width);
+    after_sums.add(after, convolved + n * out_size, args.dz + op.out_at(n, c), nullptr, out_size);
+  }
+  const NormInputGradient through_norm(after, after_sums, static_cast<double>(op.batch * out_size),
+                                       args.second.batch_statistics);
+  const Vec a = all(after.scale()), b = all(after.shift());
+  for (int64_t n = 0; n < op.batch; n++) {
+    // d is the gradient of the convolution's output.
+    with_activation(after.activation, [&](auto kind) {
+      for (int64_t y = 0; y < op.out_height; y++) {
+        const float *row = args.dz + op.out_at(n, c) + y * op.out_width;
+        const float *row_of_plane = convolved + n * out_size + y * op.out_width;
+        sweep(op.out_width, [&](int64_t i, auto count) {
+          Vec g = get(row + i, count);
+          if (args.second.present) {
+            const Vec value = get(row_of_plane + i, count);
+            g = through_norm(value, g * slope<kind.value>(value * a + b));
+          }
+          put(d + y * d_row + i, g, count);
+        });
+      }
+    });
+    lay_out_input(n);
+    correlate<K, S>(layout, padded, d, d_row, op.out_height, dw);
+    // The input's gradient is the convolution of d with the flipped kernel. At stride 2, zeros are inserted between the
+    // elements of d.
+    for (int64_t y = 0; y < op.out_height; y++) {
+      float *to = stuffed + spread.at(y * S + pad, pad);
+      for (int64_t i = 0; i < op.out_width; i++) to[i * S] = d[y * d_row + i];
+    }
+    float *own = args.dx + op.in_at(n, c);
+    convolve<K, 1>(spread, stuffed, flipped, own, op.height, op.width);
+    if (op.keep) {
+      const float *direct = args.dz + op.kept_at(n, c);
+      sweep(in_size, [&](int64_t i, auto count) { put(own + i, get(own + i, count) + get(direct + i, count), count); });
+    }
+    if (args.first.present) before_sums.add(before, args.x + op.in_at(n, c), own, own, in_size);
+  }
+  for (int64_t i = 0; i < taps; i++) args.dweight[c * taps + i] = static_cast<float>(dw[i].sum());
+  if (args.second.present) {
+    args.second_dgamma[c] = after_sums.gamma(after);
+    args.second_dbeta[c] = after_sums.beta();
+  }
+  if (args.first.present) {
+    args.first_dgamma[source] = before_sums.gamma(before);
+    args.first_dbeta[source] = before_sums.beta();
+    const NormInputGradient gradient(before, before_sums, static_cast<double>(op.batch * in_size),
+                                     args.first.batch_statistics);
+    for (int64_t n = 0; n < op.batch; n++) {
+      const float *from = args.x + op.in_at(n, c);
+      float *own = args.dx + op.in_at(n, c);
+      sweep(in_size,
+            [&](int64_t i, auto count) { put(own + i, gradient(get(from + i, count), get(own + i, count)), count); });
+    }
+  }
+}
 
 }  // namespace

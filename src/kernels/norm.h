@@ -9,7 +9,17 @@
 
 namespace {
 
-// Shifted sums for mean and variance. Without the shift, a large mean would cost precision.
+struct Statistics {
+  double mean, variance, count;
+};
+
+// Mean and variance from `count` values' sums of differences from `shift` and of their squares. NaN stays NaN.
+Statistics statistics_of(double shift, double total, double squares, double count) {
+  const double offset = total / count, variance = squares / count - offset * offset;
+  return {shift + offset, variance < 0 ? 0 : variance, count};
+}
+
+// Shifted sums for mean and variance of a channel. Without the shift, a large mean would cost precision.
 struct Moments {
   float shift = 0;
   Wide totals, squares;
@@ -36,11 +46,7 @@ struct Moments {
     count += size;
   }
 
-  double mean() const { return shift + totals.sum() / count; }
-  double variance() const {
-    const double offset = totals.sum() / count;
-    return std::max(0.0, squares.sum() / count - offset * offset);
-  }
+  Statistics statistics() const { return statistics_of(shift, totals.sum(), squares.sum(), count); }
 };
 
 // BatchNorm with activation, for one channel.
@@ -70,12 +76,12 @@ struct NormInputs {
 
   // Computes the statistics of channel `c`, updates its moving statistics, and stores `mean` and `inverse` for the
   // backward pass.
-  Norm finish(int64_t c, const Moments &moments, float *mean, float *inverse) const {
+  Norm finish(int64_t c, const Statistics &statistics, float *mean, float *inverse) const {
     double m = moving_mean[c], v = moving_variance[c];
     if (batch_statistics) {
-      m = moments.mean();
-      v = moments.variance();
-      const double unbiased = moments.count > 1 ? v * moments.count / (moments.count - 1) : v;
+      m = statistics.mean;
+      v = statistics.variance;
+      const double unbiased = statistics.count > 1 ? v * statistics.count / (statistics.count - 1) : v;
       moving_mean[c] = static_cast<float>(moving_mean[c] * momentum + m * (1 - momentum));
       moving_variance[c] = static_cast<float>(moving_variance[c] * momentum + unbiased * (1 - momentum));
     }
@@ -112,11 +118,12 @@ struct NormGradient {
   float beta() const { return static_cast<float>(sum_g()); }
 };
 
-// dx = scale * (g - mean(g) - (x - mean) * inverse^2 * mean(g * (x - mean))). The last two terms exist with batch
-// statistics only.
+// BatchNorm's gradient for its input: dx = scale * (g - mean(g) - (x - mean) * inverse^2 * mean(g * (x - mean))). The last
+// two terms exist with batch statistics only.
 struct NormInputGradient {
   Vec scale, mean, offset, factor;
 
+  NormInputGradient() = default;
   NormInputGradient(const Norm &norm, const NormGradient &sums, double count, bool batch_statistics) {
     scale = all(norm.scale());
     mean = all(norm.mean);
@@ -127,10 +134,26 @@ struct NormInputGradient {
   Vec operator()(Vec x, Vec g) const { return scale * (g - offset - (x - mean) * factor); }
 };
 
+// The inputs of a BatchNorm's gradient.
+struct NormValues {
+  const float *gamma, *beta, *mean, *inverse;
+  int activation;
+  bool present, batch_statistics;
+
+  Norm channel(int64_t c) const { return {gamma[c], beta[c], mean[c], inverse[c], activation}; }
+};
+
+// Positions of a norm's settings: epsilon, momentum, activation, present, batch statistics.
 NormInputs norm_inputs(void **data, const float *settings) {
   return {static_cast<const float *>(data[0]), static_cast<const float *>(data[1]), static_cast<float *>(data[2]),
           static_cast<float *>(data[3]),       settings[0],                         settings[1],
           static_cast<int>(settings[2]),       settings[3] != 0,                    settings[4] != 0};
+}
+
+NormValues norm_values(void **data, const float *settings) {
+  return {static_cast<const float *>(data[0]), static_cast<const float *>(data[1]), static_cast<const float *>(data[2]),
+          static_cast<const float *>(data[3]), static_cast<int>(settings[2]),       settings[3] != 0,
+          settings[4] != 0};
 }
 
 }  // namespace

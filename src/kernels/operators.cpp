@@ -12,6 +12,7 @@
 #include <limits>
 
 #include "depthwise.h"
+#include "depthwise_blocks.h"
 #include "maps.h"
 #include "norm.h"
 #include "pool.h"
@@ -49,7 +50,7 @@ int norm_forward(int, void **data, int *, int64_t **shapes, const char **, void 
     Moments moments;
     if (inputs.batch_statistics)
       for (int64_t n = 0; n < batch; n++) moments.add(x + (n * channels + c) * size, size);
-    const Norm norm = inputs.finish(c, moments, mean, inverse);
+    const Norm norm = inputs.finish(c, moments.statistics(), mean, inverse);
     for (int64_t n = 0; n < batch; n++) norm.apply(x + (n * channels + c) * size, y + (n * channels + c) * size, size);
   });
   return 0;
@@ -84,42 +85,23 @@ int norm_backward(int, void **data, int *, int64_t **shapes, const char **, void
 // Inputs x, first norm (4), weight, second norm (4), settings; outputs z, mean and inverse of the first norm, mean and
 // inverse of the second norm. A missing norm has inputs and outputs with one element.
 int depthwise_forward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
-  const float *x = floats(data[0]), *weight = floats(data[5]), *settings = floats(data[10]);
-  const Depthwise op(shapes[0], shapes[5], settings);
-  const NormInputs first = norm_inputs(data + 1, settings + kFirstNorm);
-  const NormInputs second = norm_inputs(data + 6, settings + kSecondNorm);
-  float *z = output(data[11]);
-  const Padded layout(op.height, op.width, op.kernel / 2, op.stride);
-  parallel(op.channels, [&](int64_t c) {
-    Norm before{}, after{};
-    if (first.present) {
-      Moments moments;
-      if (first.batch_statistics)
-        for (int64_t n = 0; n < op.batch; n++) moments.add(x + op.in_at(n, c), op.in_size());
-      before = first.finish(op.source(c), moments, output(data[12]), output(data[13]));
-    }
-    float *padded = scratch(kInputSlot, layout.size()), *plane = scratch(kOutputSlot, op.in_size());
-    std::fill(padded, padded + layout.size(), 0.0f);
-    Moments moments;
-    for (int64_t n = 0; n < op.batch; n++) {
-      const float *source = x + op.in_at(n, c);
-      if (first.present) {
-        float *normed = op.keep ? z + op.kept_at(n, c) : plane;
-        before.apply(source, normed, op.in_size());
-        source = normed;
-      }
-      layout.fill(padded, source);
-      float *out = z + op.out_at(n, c);
-      with_kernel(op.kernel, op.stride, [&](auto kernel, auto stride) {
-        convolve<kernel.value, stride.value>(layout, padded, weight + c * kernel.value * kernel.value, out,
-                                             op.out_height, op.out_width);
-      });
-      if (second.batch_statistics) moments.add(out, op.out_size());
-    }
-    if (second.present) {
-      after = second.finish(c, moments, output(data[14]), output(data[15]));
-      for (int64_t n = 0; n < op.batch; n++) after.apply(z + op.out_at(n, c), z + op.out_at(n, c), op.out_size());
-    }
+  const float *settings = floats(data[10]);
+  const DepthwiseForward args{Depthwise(shapes[0], shapes[5], settings),
+                              floats(data[0]),
+                              floats(data[5]),
+                              norm_inputs(data + 1, settings + kFirstNorm),
+                              norm_inputs(data + 6, settings + kSecondNorm),
+                              output(data[11]),
+                              output(data[12]),
+                              output(data[13]),
+                              output(data[14]),
+                              output(data[15])};
+  if (!in_blocks(args.op)) {
+    parallel(args.op.channels, [&](int64_t c) { forward_channel(args, c); });
+    return 0;
+  }
+  with_kernel(args.op.kernel, args.op.stride, [&](auto kernel, auto stride) {
+    parallel(args.op.blocks(), [&](int64_t block) { forward_block<kernel.value, stride.value>(args, block); });
   });
   return 0;
 }
@@ -128,100 +110,25 @@ int depthwise_forward(int, void **data, int *, int64_t **shapes, const char **, 
 // Outputs dx; dgamma, dbeta of the first norm; dweight; dgamma, dbeta of the second norm. The kernel recomputes the
 // feature maps between x and z.
 int depthwise_backward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
-  const float *x = floats(data[0]), *dz = floats(data[1]), *weight = floats(data[6]), *settings = floats(data[11]);
-  const Depthwise op(shapes[0], shapes[6], settings);
-  const float *first = settings + kFirstNorm, *second = settings + kSecondNorm;
-  float *dx = output(data[12]), *dweight = output(data[15]);
-  const auto norm_of = [&](int input, int64_t c, const float *values) {
-    return Norm{floats(data[input])[c], floats(data[input + 1])[c], floats(data[input + 2])[c],
-                floats(data[input + 3])[c], static_cast<int>(values[2])};
-  };
-  const int64_t pad = op.kernel / 2, taps = op.kernel * op.kernel, in_size = op.in_size(), out_size = op.out_size();
-  const Padded layout(op.height, op.width, pad, op.stride), spread(op.height, op.width, pad, 1);
-  const int64_t d_row = round_up(op.out_width, kLanes);
-  parallel(op.channels, [&](int64_t c) {
-    const bool has_first = first[3] != 0, has_second = second[3] != 0;
-    const int64_t source = op.source(c);
-    const Norm before = has_first ? norm_of(2, source, first) : Norm{};
-    const Norm after = has_second ? norm_of(7, c, second) : Norm{};
-    float *padded = scratch(kInputSlot, layout.size() + spread.size()), *stuffed = padded + layout.size();
-    std::fill(padded, padded + layout.size() + spread.size(), 0.0f);
-    float *plane = scratch(kOutputSlot, in_size), *d = scratch(kGradientSlot, op.out_height * d_row);
-    float *convolved = has_second ? scratch(kRestSlot, op.batch * out_size) : nullptr;
-    std::fill(d, d + op.out_height * d_row, 0.0f);
-    const float *w = weight + c * taps;
-    float flipped[25];
-    std::reverse_copy(w, w + taps, flipped);
-    Wide dw[25];
-    const auto lay_out_input = [&](int64_t n) {
-      const float *from = x + op.in_at(n, c);
-      if (has_first) {
-        before.apply(from, plane, in_size);
-        from = plane;
-      }
-      layout.fill(padded, from);
-    };
-    with_kernel(op.kernel, op.stride, [&](auto kernel, auto stride) {
-      NormGradient after_sums, before_sums;
-      for (int64_t n = 0; n < op.batch && has_second; n++) {
-        lay_out_input(n);
-        float *plane = convolved + n * out_size;
-        convolve<kernel.value, stride.value>(layout, padded, w, plane, op.out_height, op.out_width);
-        after_sums.add(after, plane, dz + op.out_at(n, c), nullptr, out_size);
-      }
-      const NormInputGradient through_norm(after, after_sums, static_cast<double>(op.batch * out_size), second[4] != 0);
-      const Vec a = all(after.scale()), b = all(after.shift());
-      for (int64_t n = 0; n < op.batch; n++) {
-        // d is the gradient of the convolution's output.
-        const float *from = dz + op.out_at(n, c);
-        with_activation(after.activation, [&](auto kind) {
-          for (int64_t y = 0; y < op.out_height; y++) {
-            const float *row_of_plane = convolved + n * out_size + y * op.out_width, *row = from + y * op.out_width;
-            sweep(op.out_width, [&](int64_t i, auto count) {
-              Vec g = get(row + i, count);
-              if (has_second) {
-                const Vec value = get(row_of_plane + i, count);
-                g = through_norm(value, g * slope<kind.value>(value * a + b));
-              }
-              put(d + y * d_row + i, g, count);
-            });
-          }
-        });
-        lay_out_input(n);
-        correlate<kernel.value, stride.value>(layout, padded, d, d_row, op.out_height, dw);
-        // The input's gradient is the convolution of d with the flipped kernel. At stride 2, zeros are inserted between
-        // the elements of d.
-        for (int64_t y = 0; y < op.out_height; y++) {
-          float *to = stuffed + spread.at(y * stride.value + pad, pad);
-          for (int64_t i = 0; i < op.out_width; i++) to[i * stride.value] = d[y * d_row + i];
-        }
-        float *plane = dx + op.in_at(n, c);
-        convolve<kernel.value, 1>(spread, stuffed, flipped, plane, op.height, op.width);
-        if (op.keep) {
-          const float *direct = dz + op.kept_at(n, c);
-          sweep(in_size,
-                [&](int64_t i, auto count) { put(plane + i, get(plane + i, count) + get(direct + i, count), count); });
-        }
-        if (has_first) before_sums.add(before, x + op.in_at(n, c), plane, plane, in_size);
-      }
-      for (int64_t i = 0; i < taps; i++) dweight[c * taps + i] = static_cast<float>(dw[i].sum());
-      if (has_second) {
-        output(data[16])[c] = after_sums.gamma(after);
-        output(data[17])[c] = after_sums.beta();
-      }
-      if (has_first) {
-        output(data[13])[source] = before_sums.gamma(before);
-        output(data[14])[source] = before_sums.beta();
-        const NormInputGradient gradient(before, before_sums, static_cast<double>(op.batch * in_size), first[4] != 0);
-        for (int64_t n = 0; n < op.batch; n++) {
-          const float *from = x + op.in_at(n, c);
-          float *own = dx + op.in_at(n, c);
-          sweep(in_size, [&](int64_t i, auto count) {
-            put(own + i, gradient(get(from + i, count), get(own + i, count)), count);
-          });
-        }
-      }
-    });
+  const float *settings = floats(data[11]);
+  const DepthwiseBackward args{Depthwise(shapes[0], shapes[6], settings),
+                               floats(data[0]),
+                               floats(data[1]),
+                               floats(data[6]),
+                               norm_values(data + 2, settings + kFirstNorm),
+                               norm_values(data + 7, settings + kSecondNorm),
+                               output(data[12]),
+                               output(data[13]),
+                               output(data[14]),
+                               output(data[15]),
+                               output(data[16]),
+                               output(data[17])};
+  with_kernel(args.op.kernel, args.op.stride, [&](auto kernel, auto stride) {
+    if (in_blocks(args.op)) {
+      parallel(args.op.blocks(), [&](int64_t block) { backward_block<kernel.value, stride.value>(args, block); });
+    } else {
+      parallel(args.op.channels, [&](int64_t c) { backward_channel<kernel.value, stride.value>(args, c); });
+    }
   });
   return 0;
 }
