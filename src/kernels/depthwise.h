@@ -30,33 +30,41 @@ struct Padded {
     return stride == 1 ? y * row + kx : (y * 2 + kx % 2) * row + kx / 2;
   }
 
-  // Copies one plane into the layout. The caller has filled the borders.
-  void fill(float *to, const float *plane) const {
+  // Writes value(position in the plane, count) -> Vec for each vector of the plane. The caller has filled the borders.
+  template <class Value>
+  void fill(float *to, Value value) const {
     for (int64_t y = 0; y < height; y++) {
-      const float *from = plane + y * width;
+      float *row = to + at(y + pad, pad);
       if (stride == 1) {
-        std::memcpy(to + at(y + pad, pad), from, width * sizeof(float));
+        sweep(width, [&](int64_t x, auto count) { put(row + x, value(y * width + x, count), count); });
         continue;
       }
-      float *even = to + at(y + pad, pad), *odd = to + at(y + pad, pad + 1);
-      for (int64_t x = 0; x < width / 2; x++) {
-        even[x] = from[2 * x];
-        odd[x] = from[2 * x + 1];
-      }
-      if (width % 2) even[width / 2] = from[width - 1];
+      float *other = to + at(y + pad, pad + 1);
+      sweep_pairs(width, [&](int64_t x, auto first, auto second) {
+        Vec even = value(y * width + x, first), odd = value(y * width + x + kLanes, second);
+        even = keep(even, first);
+        odd = keep(odd, second);
+        deal(even, odd);
+        // The elements after the last one are 0, as the border is.
+        store(row + x / 2, even);
+        store(other + x / 2, odd);
+      });
     }
   }
 
+  void copy_in(float *to, const float *plane) const {
+    fill(to, [&](int64_t i, auto count) { return get(plane + i, count); });
+  }
+
   // Copies a plane back out of the layout; for stride 2 only.
-  void take(const float *from, float *plane) const {
+  void copy_out(const float *from, float *plane) const {
     for (int64_t y = 0; y < height; y++) {
-      const float *even = from + at(y + pad, pad), *odd = from + at(y + pad, pad + 1);
-      float *to = plane + y * width;
-      for (int64_t x = 0; x < width / 2; x++) {
-        to[2 * x] = even[x];
-        to[2 * x + 1] = odd[x];
-      }
-      if (width % 2) to[width - 1] = even[width / 2];
+      sweep_pairs(width, [&](int64_t x, auto first, auto second) {
+        Vec even = load(from + at(y + pad, pad) + x / 2), odd = load(from + at(y + pad, pad + 1) + x / 2);
+        merge(even, odd);
+        put(plane + y * width + x, even, first);
+        if (second > 0) put(plane + y * width + x + kLanes, odd, second);
+      });
     }
   }
 };
@@ -91,16 +99,15 @@ void convolve(const Padded &layout, const float *in, const float *w, float *out,
   for (; y < height; y++) convolve_rows<K, S, 1>(layout, in + layout.at(y * S, 0), w, out + y * width, width);
 }
 
-// dw[ky][kx] += sum over y, x of d[y][x] * in[y * stride + ky][x * stride + kx]. Rows of d have `d_row`
-// elements; the elements after the last output are 0.
+// dw[ky][kx] += sum over y, x of d[y][x] * in[y * stride + ky][x * stride + kx]. d has a border of zeros.
 template <int K, int S>
-void correlate(const Padded &layout, const float *in, const float *d, int64_t d_row, int64_t height, Wide *dw) {
+void correlate(const Padded &layout, const float *in, const Padded &d_layout, const float *d, Wide *dw) {
   constexpr int kAtOnce = K == 3 ? 3 : 1;  // number of kernel rows whose sums fit into the registers
   for (int from = 0; from < K; from += kAtOnce) {
     Vec sums[kAtOnce][K] = {};
-    for (int64_t y = 0; y < height; y++) {
-      for (int64_t x = 0; x < d_row; x += kLanes) {
-        const Vec v = load(d + y * d_row + x);
+    for (int64_t y = 0; y < d_layout.height; y++) {
+      for (int64_t x = 0; x < d_layout.width; x += kLanes) {
+        const Vec v = load(d + d_layout.at(y + K / 2, K / 2) + x);
 #pragma GCC unroll 4
         for (int i = 0; i < kAtOnce; i++) {
           const float *row = in + layout.at(y * S + from + i, 0) + x;
@@ -112,6 +119,32 @@ void correlate(const Padded &layout, const float *in, const float *d, int64_t d_
     }
     for (int i = 0; i < kAtOnce; i++)
       for (int kx = 0; kx < K; kx++) dw[(from + i) * K + kx].add(sums[i][kx]);
+  }
+}
+
+// The gradient of the convolution's input at stride 2: dx[y][x] = sum over the taps (ky, kx) of w[ky][kx] times the element
+// of d for which the tap was at (y, x). d has a border of K / 2 zeros.
+template <int K>
+void spread(const Padded &d_layout, const float *d, const float *w, float *dx, int64_t height, int64_t width) {
+  constexpr int pad = K / 2;
+  for (int64_t y = 0; y < height; y++) {
+    const int first_tap = static_cast<int>((y + pad) % 2);
+    sweep_pairs(width, [&](int64_t x, auto first, auto second) {
+      Vec even{}, odd{};
+      for (int ky = first_tap; ky < K; ky += 2) {
+        const float *row = d + d_layout.at((y + pad - ky) / 2 + pad, 0) + x / 2;
+#pragma GCC unroll 8
+        for (int kx = 0; kx < K; kx++) {
+          // The column x + i, with i even or odd, is that of the output (x + i + pad - kx) / 2.
+          const int i = (pad + kx) % 2;
+          Vec &total = i == 0 ? even : odd;
+          total += w[ky * K + kx] * load(row + (i + pad - kx) / 2 + pad);
+        }
+      }
+      merge(even, odd);
+      put(dx + y * width + x, even, first);
+      if (second > 0) put(dx + y * width + x + kLanes, odd, second);
+    });
   }
 }
 
@@ -168,6 +201,15 @@ struct DepthwiseBackward {
 
 // ------------------------------------------------------------------------------------------------ one channel at a time
 
+// Writes a plane, normalised if `present`, to the layout.
+void lay_out(const Padded &layout, bool present, const Norm &norm, const float *plane, float *to) {
+  if (!present) return layout.copy_in(to, plane);
+  const Vec a = all(norm.scale()), b = all(norm.shift());
+  with_activation(norm.activation, [&](auto kind) {
+    layout.fill(to, [&](int64_t i, auto count) { return activate<kind.value>(get(plane + i, count) * a + b); });
+  });
+}
+
 void forward_channel(const DepthwiseForward &args, int64_t c) {
   const Depthwise &op = args.op;
   const Padded layout(op.height, op.width, op.kernel / 2, op.stride);
@@ -178,17 +220,19 @@ void forward_channel(const DepthwiseForward &args, int64_t c) {
       for (int64_t n = 0; n < op.batch; n++) moments.add(args.x + op.in_at(n, c), op.in_size());
     before = args.first.finish(op.source(c), moments.statistics(), args.first_mean, args.first_inverse);
   }
-  float *padded = scratch(kInputSlot, layout.size()), *plane = scratch(kOutputSlot, op.in_size());
+  float *padded = scratch(kInputSlot, layout.size());
   std::fill(padded, padded + layout.size(), 0.0f);
   Moments moments;
   for (int64_t n = 0; n < op.batch; n++) {
     const float *source = args.x + op.in_at(n, c);
-    if (args.first.present) {
-      float *normed = op.keep ? args.z + op.kept_at(n, c) : plane;
-      before.apply(source, normed, op.in_size());
-      source = normed;
+    if (op.keep) {
+      float *kept = args.z + op.kept_at(n, c);
+      if (args.first.present) before.apply(source, kept, op.in_size());
+      if (!args.first.present) copy(source, kept, op.in_size());
+      layout.copy_in(padded, kept);
+    } else {
+      lay_out(layout, args.first.present, before, source, padded);
     }
-    layout.fill(padded, source);
     float *out = args.z + op.out_at(n, c);
     with_kernel(op.kernel, op.stride, [&](auto kernel, auto stride) {
       convolve<kernel.value, stride.value>(layout, padded, args.weight + c * kernel.value * kernel.value, out,
@@ -208,30 +252,19 @@ void backward_channel(const DepthwiseBackward &args, int64_t c) {
   const Depthwise &op = args.op;
   constexpr int64_t pad = K / 2, taps = K * K;
   const int64_t in_size = op.in_size(), out_size = op.out_size(), source = op.source(c);
-  const Padded layout(op.height, op.width, pad, S), spread(op.height, op.width, pad, 1);
-  const int64_t d_row = round_up(op.out_width, kLanes);
+  const Padded layout(op.height, op.width, pad, S), d_layout(op.out_height, op.out_width, pad, 1);
   const Norm before = args.first.present ? args.first.channel(source) : Norm{};
   const Norm after = args.second.present ? args.second.channel(c) : Norm{};
-  float *padded = scratch(kInputSlot, layout.size() + spread.size()), *stuffed = padded + layout.size();
-  std::fill(padded, padded + layout.size() + spread.size(), 0.0f);
-  float *plane = scratch(kOutputSlot, in_size), *d = scratch(kGradientSlot, op.out_height * d_row);
+  float *padded = scratch(kInputSlot, layout.size() + d_layout.size()), *d = padded + layout.size();
+  std::fill(padded, padded + layout.size() + d_layout.size(), 0.0f);
   float *convolved = args.second.present ? scratch(kRestSlot, op.batch * out_size) : nullptr;
-  std::fill(d, d + op.out_height * d_row, 0.0f);
   const float *w = args.weight + c * taps;
   float flipped[taps];
   std::reverse_copy(w, w + taps, flipped);
   Wide dw[taps];
-  const auto lay_out_input = [&](int64_t n) {
-    const float *from = args.x + op.in_at(n, c);
-    if (args.first.present) {
-      before.apply(from, plane, in_size);
-      from = plane;
-    }
-    layout.fill(padded, from);
-  };
   NormGradient after_sums, before_sums;
   for (int64_t n = 0; n < op.batch && args.second.present; n++) {
-    lay_out_input(n);
+    lay_out(layout, args.first.present, before, args.x + op.in_at(n, c), padded);
     convolve<K, S>(layout, padded, w, convolved + n * out_size, op.out_height, op.out_width);
     after_sums.add(after, convolved + n * out_size, args.dz + op.out_at(n, c), nullptr, out_size);
   }
@@ -240,30 +273,25 @@ void backward_channel(const DepthwiseBackward &args, int64_t c) {
   const Vec a = all(after.scale()), b = all(after.shift());
   for (int64_t n = 0; n < op.batch; n++) {
     // d is the gradient of the convolution's output.
-    with_activation(after.activation, [&](auto kind) {
-      for (int64_t y = 0; y < op.out_height; y++) {
-        const float *row = args.dz + op.out_at(n, c) + y * op.out_width;
-        const float *row_of_plane = convolved + n * out_size + y * op.out_width;
-        sweep(op.out_width, [&](int64_t i, auto count) {
-          Vec g = get(row + i, count);
-          if (args.second.present) {
-            const Vec value = get(row_of_plane + i, count);
-            g = through_norm(value, g * slope<kind.value>(value * a + b));
-          }
-          put(d + y * d_row + i, g, count);
+    const float *dz = args.dz + op.out_at(n, c), *plane = convolved + n * out_size;
+    if (args.second.present) {
+      with_activation(after.activation, [&](auto kind) {
+        d_layout.fill(d, [&](int64_t i, auto count) {
+          const Vec value = get(plane + i, count);
+          return through_norm(value, get(dz + i, count) * slope<kind.value>(value * a + b));
         });
-      }
-    });
-    lay_out_input(n);
-    correlate<K, S>(layout, padded, d, d_row, op.out_height, dw);
-    // The input's gradient is the convolution of d with the flipped kernel. At stride 2, zeros are inserted between the
-    // elements of d.
-    for (int64_t y = 0; y < op.out_height; y++) {
-      float *to = stuffed + spread.at(y * S + pad, pad);
-      for (int64_t i = 0; i < op.out_width; i++) to[i * S] = d[y * d_row + i];
+      });
+    } else {
+      d_layout.copy_in(d, dz);
     }
+    lay_out(layout, args.first.present, before, args.x + op.in_at(n, c), padded);
+    correlate<K, S>(layout, padded, d_layout, d, dw);
     float *own = args.dx + op.in_at(n, c);
-    convolve<K, 1>(spread, stuffed, flipped, own, op.height, op.width);
+    if constexpr (S == 1) {
+      convolve<K, 1>(d_layout, d, flipped, own, op.height, op.width);
+    } else {
+      spread<K>(d_layout, d, w, own, op.height, op.width);
+    }
     if (op.keep) {
       const float *direct = args.dz + op.kept_at(n, c);
       sweep(in_size, [&](int64_t i, auto count) { put(own + i, get(own + i, count) + get(direct + i, count), count); });

@@ -167,7 +167,7 @@ int max_pool_forward(int, void **data, int *, int64_t **shapes, const char **, v
   parallel(shapes[0][0] * shapes[0][1], [&](int64_t i) {
     float *padded = scratch(kInputSlot, layout.size());
     std::fill(padded, padded + layout.size(), -std::numeric_limits<float>::infinity());
-    layout.fill(padded, x + i * size);
+    layout.copy_in(padded, x + i * size);
     max_plane(layout, padded, y + i * height * width, height, width);
   });
   return 0;
@@ -183,9 +183,9 @@ int max_pool_backward(int, void **data, int *, int64_t **shapes, const char **, 
     float *padded = scratch(kInputSlot, layout.size()), *gradient = scratch(kOutputSlot, layout.size());
     std::fill(padded, padded + layout.size(), -std::numeric_limits<float>::infinity());
     std::fill(gradient, gradient + layout.size(), 0.0f);
-    layout.fill(padded, x + i * size);
+    layout.copy_in(padded, x + i * size);
     max_plane_gradient(layout, padded, dy + i * height * width, gradient, height, width);
-    layout.take(gradient, dx + i * size);
+    layout.copy_out(gradient, dx + i * size);
   });
   return 0;
 }

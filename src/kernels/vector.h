@@ -123,6 +123,47 @@ inline void exchange(Vec &a, Vec &b, std::integer_sequence<int, L...>) {
   b = high;
 }
 
+template <int... L>
+inline void deal_lanes(Vec &a, Vec &b, std::integer_sequence<int, L...>) {
+#ifdef __clang__
+  const Vec even = __builtin_shufflevector(a, b, (2 * L)...), odd = __builtin_shufflevector(a, b, (2 * L + 1)...);
+#else
+  typedef int32_t Lanes __attribute__((vector_size(kLanes * sizeof(int32_t))));
+  const Vec even = __builtin_shuffle(a, b, Lanes{(2 * L)...}), odd = __builtin_shuffle(a, b, Lanes{(2 * L + 1)...});
+#endif
+  a = even;
+  b = odd;
+}
+
+template <int... L>
+inline void merge_lanes(Vec &even, Vec &odd, std::integer_sequence<int, L...>) {
+  constexpr int n = kLanes;
+#ifdef __clang__
+  const Vec a = __builtin_shufflevector(even, odd, (L / 2 + L % 2 * n)...);
+  const Vec b = __builtin_shufflevector(even, odd, (n / 2 + L / 2 + L % 2 * n)...);
+#else
+  typedef int32_t Lanes __attribute__((vector_size(kLanes * sizeof(int32_t))));
+  const Vec a = __builtin_shuffle(even, odd, Lanes{(L / 2 + L % 2 * n)...});
+  const Vec b = __builtin_shuffle(even, odd, Lanes{(n / 2 + L / 2 + L % 2 * n)...});
+#endif
+  even = a;
+  odd = b;
+}
+
+// Puts the even elements of the row (a, b) into a and the odd elements into b; `merge` is the inverse.
+inline void deal(Vec &a, Vec &b) { deal_lanes(a, b, std::make_integer_sequence<int, kLanes>()); }
+inline void merge(Vec &even, Vec &odd) { merge_lanes(even, odd, std::make_integer_sequence<int, kLanes>()); }
+
+// Calls body(position, count of the first vector, count of the second vector) for each pair of vectors of `size` elements.
+template <class Body>
+inline void sweep_pairs(int64_t size, Body body) {
+  constexpr std::integral_constant<int64_t, kLanes> full{};
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= size; i += 2 * kLanes) body(i, full, full);
+  if (i + kLanes <= size) return body(i, full, size - i - kLanes);
+  if (i < size) body(i, size - i, int64_t{0});
+}
+
 // Transposes a square of kLanes vectors.
 inline void transpose(Vec (&v)[kLanes]) {
   const auto stage = [&](auto distance) {
