@@ -34,7 +34,7 @@ def build() -> Path:
         raise UnavailableError(
             "MindSpore's oneDNN library, which the kernels use, is missing (expected lib/libdnnl.so.*)"
         )
-    command = [*compiler, *FLAGS, str(SOURCE), str(onednn)]
+    command = [*compiler, *FLAGS, *os.environ.get("CXXFLAGS", "").split(), str(SOURCE), str(onednn)]
     version = start([*compiler, "--version"]).stdout
     sources = [path.read_text("utf-8") for path in (SOURCE, *sorted(SOURCE.parent.glob("*.h")))]
     parts = [*sources, version, " ".join(command), cpu()]
