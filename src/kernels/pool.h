@@ -1,9 +1,10 @@
 // The threads that all kernels share, and their working memory.
 #pragma once
 
-#include <unistd.h>
+#include <pthread.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <cstdlib>
@@ -15,89 +16,168 @@
 
 namespace {
 
-class Pool {
+// MindSpore starts the operators of a step some 10 to 30 microseconds apart. A thread that waits this long in a loop
+// is usually there for the next operator; to wake a sleeping thread takes as long as a small operator.
+constexpr std::chrono::microseconds kSpin{50};
+
+// A number of tasks that several threads share. A job is used again and again, for other tasks.
+class alignas(64) Job {
  public:
-  static Pool &instance() {
-    static Pool *pool = new Pool;  // never destroyed: its threads may outlive main
-    return *pool;
+  // Takes the job for the caller, unless another caller has it.
+  bool take() { return !taken_.load(std::memory_order_relaxed) && !taken_.exchange(true, std::memory_order_acquire); }
+  void give_back() { taken_.store(false, std::memory_order_release); }
+
+  // Offers task(0) to task(count - 1). The job must be taken, and its tasks before must be done.
+  void offer(const std::function<void(int64_t)> &task, uint32_t count) {
+    done_.store(0, std::memory_order_relaxed);
+    task_.store(&task, std::memory_order_release);
+    count_.store(count, std::memory_order_release);
+    use_++;
+    left_.store(use_ << 32 | count, std::memory_order_release);
   }
 
+  // Runs one of the tasks that no thread has begun; returns false if there is none.
+  bool work() {
+    uint64_t left = left_.load(std::memory_order_acquire);
+    for (;;) {
+      const uint32_t tasks = static_cast<uint32_t>(left);
+      if (tasks == 0) return false;
+      // A thread may sleep here for long, and the job may be used again in the meantime. Then the exchange fails, since
+      // `left_` also counts the uses. If it succeeds, task and count belong to the use in `left`.
+      const auto *task = task_.load(std::memory_order_acquire);
+      const uint32_t count = count_.load(std::memory_order_acquire);
+      if (left_.compare_exchange_weak(left, left - 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
+        (*task)(count - tasks);
+        done_.fetch_add(1, std::memory_order_release);
+        return true;
+      }
+    }
+  }
+
+  bool done(uint32_t count) const { return done_.load(std::memory_order_acquire) == count; }
+
+ private:
+  std::atomic<bool> taken_{false};
+  std::atomic<const std::function<void(int64_t)> *> task_{nullptr};
+  std::atomic<uint32_t> count_{0}, done_{0};
+  std::atomic<uint64_t> left_{0};  // number of the use << 32 | tasks that no thread has begun
+  uint64_t use_ = 0;
+};
+
+inline void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+class Pool {
+ public:
+  static Pool &instance() { return **place(); }
+
+  // `count` includes the thread that calls run(). Threads above the number end after their current task.
   void set_threads(int count) {
-    std::lock_guard<std::mutex> lock(busy_);
+    std::lock_guard<std::mutex> lock(mutex_);
     wanted_ = count - 1;
+    wake_.notify_all();
   }
 
   int threads() const { return wanted_ + 1; }
 
-  // Calls task(0) to task(count - 1), distributed over the threads. While the pool is busy, another caller runs its
-  // tasks on its own thread.
+  // Calls task(0) to task(count - 1), distributed over the threads, and returns when all tasks are done. It does not
+  // wait for threads that have no task. Several callers share the threads; beyond kJobs, a caller uses its own thread.
   void run(int64_t count, const std::function<void(int64_t)> &task) {
-    std::unique_lock<std::mutex> lock(busy_, std::try_to_lock);
-    if (!lock.owns_lock() || count < 2 || wanted_ < 1) {
+    Job *job = count < 2 || count > UINT32_MAX || wanted_ < 1 ? nullptr : take_job();
+    if (job == nullptr) {
       for (int64_t i = 0; i < count; i++) task(i);
       return;
     }
-    start_workers();
-    {
-      std::lock_guard<std::mutex> guard(mutex_);
-      task_ = &task;
-      count_ = count;
-      next_ = 0;
-      pending_ = started_;
-      round_++;
-    }
-    wake_.notify_all();
-    work();
-    for (int spin = 0; pending_.load(std::memory_order_acquire) > 0; spin++) {
-      if (spin < 2000) {
-        pause();
+    if (started_ < wanted_) start_workers();
+    job->offer(task, static_cast<uint32_t>(count));
+    offers_++;
+    // Both this check and the check of `offers_` by a thread that lies down are sequentially consistent: either this
+    // thread sees the other thread asleep, or the other thread sees the offer.
+    if (sleeping_ > 0) {
+      { std::lock_guard<std::mutex> lock(mutex_); }  // a thread that has seen no offer is asleep now
+      if (count <= sleeping_) {
+        for (int64_t i = 1; i < count; i++) wake_.notify_one();
       } else {
-        std::this_thread::yield();
+        wake_.notify_all();
       }
     }
+    while (job->work()) {
+    }
+    wait([&] { return job->done(static_cast<uint32_t>(count)); });
+    while (!job->done(static_cast<uint32_t>(count))) std::this_thread::yield();
+    job->give_back();
   }
 
  private:
+  static constexpr int kJobs = 8;
+
+  // The pool is never destroyed, because its threads may outlive main. A child process after fork() has none of the
+  // threads, and perhaps a locked mutex, so it gets a new pool.
+  static Pool **place() {
+    static Pool *pool = [] {
+      pthread_atfork(nullptr, nullptr, [] {
+        Pool *&own = *place();
+        const int wanted = own->wanted_;
+        own = new Pool;
+        own->wanted_ = wanted;
+      });
+      return new Pool;
+    }();
+    return &pool;
+  }
+
+  Job *take_job() {
+    for (Job &job : jobs_)
+      if (job.take()) return &job;
+    return nullptr;
+  }
+
   void start_workers() {
-    if (process_ != getpid()) {  // a forked child process does not have its parent's threads
-      process_ = getpid();
-      started_ = 0;
-    }
-    for (; started_ < wanted_; started_++) std::thread([this, seen = round_.load()] { serve(seen); }).detach();
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (; started_ < wanted_; started_++) std::thread([this] { serve(); }).detach();
   }
 
-  void serve(uint64_t seen) {
+  void serve() {
     for (;;) {
-      for (int spin = 0; spin < 2000 && round_.load(std::memory_order_acquire) == seen; spin++) pause();
-      if (round_.load(std::memory_order_acquire) == seen) {
-        std::unique_lock<std::mutex> guard(mutex_);
-        wake_.wait(guard, [&] { return round_ != seen; });
+      const uint64_t seen = offers_;
+      for (Job &job : jobs_)
+        while (started_ <= wanted_ && job.work()) {
+        }
+      if (wait([&] { return offers_ != seen || started_ > wanted_; }) && started_ <= wanted_) continue;
+      std::unique_lock<std::mutex> lock(mutex_);
+      sleeping_++;
+      wake_.wait(lock, [&] { return offers_ != seen || started_ > wanted_; });
+      sleeping_--;
+      if (started_ > wanted_) {
+        started_--;
+        return;
       }
-      seen = round_;
-      work();
-      pending_.fetch_sub(1, std::memory_order_release);
     }
   }
 
-  void work() {
-    for (int64_t i; (i = next_.fetch_add(1)) < count_;) (*task_)(i);
+  // Waits in a loop for at most kSpin; returns whether the condition is met.
+  template <class Condition>
+  static bool wait(Condition met) {
+    const auto end = std::chrono::steady_clock::now() + kSpin;
+    do {
+      for (int i = 0; i < 16; i++) {
+        if (met()) return true;
+        pause();
+      }
+    } while (std::chrono::steady_clock::now() < end);
+    return false;
   }
 
-  static void pause() {
-#ifdef __SSE2__
-    __builtin_ia32_pause();
-#endif
-  }
-
-  std::mutex busy_, mutex_;
+  Job jobs_[kJobs];
+  std::atomic<uint64_t> offers_{0};
+  std::atomic<int> wanted_{0}, started_{0}, sleeping_{0};  // threads besides the callers
+  std::mutex mutex_;
   std::condition_variable wake_;
-  std::atomic<uint64_t> round_{0};
-  std::atomic<int64_t> next_{0};
-  std::atomic<int> pending_{0};
-  const std::function<void(int64_t)> *task_ = nullptr;
-  int64_t count_ = 0;
-  int wanted_ = 0, started_ = 0;
-  pid_t process_ = 0;
 };
 
 void parallel(int64_t count, const std::function<void(int64_t)> &task) { Pool::instance().run(count, task); }
