@@ -98,18 +98,22 @@ struct NormGradient {
   // Adds to the sums. Also writes the gradient to `g` unless it is null; `g` may be `dy` itself.
   void add(const Norm &norm, const float *x, const float *dy, float *g, int64_t size) {
     const Vec a = all(norm.scale()), b = all(norm.shift()), mean = all(norm.mean);
-    Vec s{}, q{};
+    Vec s[2] = {}, q[2] = {};
     with_activation(norm.activation, [&](auto kind) {
-      sweep(size, [&](int64_t i, auto count) {
-        const Vec value = get(x + i, count);
-        const Vec gradient = get(dy + i, count) * slope<kind.value>(value * a + b);
-        if (g) put(g + i, gradient, count);
-        s += gradient;
-        q += gradient * (value - mean);  // beyond the end, dy and so `gradient` are 0
+      sweep_pairs(size, [&](int64_t i, auto first, auto second) {
+        const auto each = [&](int64_t at, auto count, Vec &s, Vec &q) {
+          const Vec value = get(x + at, count);
+          const Vec gradient = get(dy + at, count) * slope<kind.value>(value * a + b);
+          if (g) put(g + at, gradient, count);
+          s += gradient;
+          q += gradient * (value - mean);  // beyond the end, dy and so `gradient` are 0
+        };
+        each(i, first, s[0], q[0]);
+        if (second > 0) each(i + kLanes, second, s[1], q[1]);
       });
     });
-    wide_g.add(s);
-    wide_gx.add(q);
+    wide_g.add(s[0] + s[1]);
+    wide_gx.add(q[0] + q[1]);
   }
 
   double sum_g() const { return wide_g.sum(); }

@@ -309,11 +309,12 @@ int dense_input_gradient(int, void **data, int *, int64_t **shapes, const char *
   parallel(shapes[0][0], [&](int64_t n) {
     std::fill(dx.images + n * image, dx.images + (n + 1) * image, 0.0f);
     float *panel = scratch(kPanelSlot, out * kColumns), *taps = scratch(kOtherPanelSlot, dx.rows() * kColumns);
-    for_panels(n * size, (n + 1) * size, [&](int64_t from, int64_t count) {
-      dy.pack(out, from, count, panel);
-      multiply(transposed, 0, transposed.blocks(), panel, 0, count, Channels<float>{taps, kColumns, 0, kColumns});
+    for (int64_t from = n * size; from < (n + 1) * size; from += kColumns) {
+      const int64_t count = std::min(kColumns, (n + 1) * size - from);
+      dy.pack(out, from, count, panel, out);
+      multiply_panels(transposed, 0, transposed.blocks(), panel, out, 0, count, {taps, kColumns, 0, kColumns});
       dx.unpack(from, count, taps);
-    });
+    }
   });
   return 0;
 }

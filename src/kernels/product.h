@@ -20,6 +20,7 @@ namespace {
 constexpr int kRows = kLanes == 16 ? 8 : 4, kWide = 3;
 constexpr int64_t kColumns = kWide * kLanes;
 constexpr int64_t kCacheFloats = 48 << 10;  // 192 KiB, less than the second-level cache of any recent CPU
+constexpr int64_t kLongRow = 512;  // positions of a map from which on its channels are read one after another
 constexpr int64_t kChunk = 144;  // columns of a step of the weights' gradient: 3 panels of AVX-512 or 6 of AVX2
 
 // A run of columns in one image: `at` is its position in the first row.
@@ -44,19 +45,37 @@ struct Channels {
     }
   }
 
-  // Writes `rows` rows of the columns [from, from + count), with count at most kColumns, to a panel.
-  void pack(int64_t rows, int64_t from, int64_t count, float *panel) const {
-    for_runs(from, count, [&](Run run) {
-      const float *source = data + run.at;
-      float *to = panel + run.column;
-      if (run.count == kColumns) {
-        for (int64_t r = 0; r < rows; r++, source += channel, to += kColumns)
-          for (int v = 0; v < kWide; v++) store(to + v * kLanes, load(source + v * kLanes));
-        return;
-      }
-      sweep(run.count, [&](int64_t i, auto count) {
-        for (int64_t r = 0; r < rows; r++) put(to + r * kColumns + i, get(source + r * channel + i, count), count);
+  // Writes `rows` rows of the columns [from, from + count) to panels of `panel_rows` rows.
+  void pack(int64_t rows, int64_t from, int64_t count, float *panels, int64_t panel_rows) const {
+    if (size >= kLongRow) return pack_long(rows, from, count, panels, panel_rows);
+    for (int64_t column = 0; column < count; column += kColumns) {
+      for_runs(from + column, std::min(kColumns, count - column), [&](Run run) {
+        float *to = panels + column * panel_rows + run.column;
+        sweep(run.count, [&](int64_t i, auto part) {
+          for (int64_t r = 0; r < rows; r++) put(to + r * kColumns + i, get(data + run.at + r * channel + i, part), part);
+        });
       });
+    }
+  }
+
+ private:
+  // The same for runs as long as a panel's row. Each channel is read in one go, which the CPU prefetches.
+  void pack_long(int64_t rows, int64_t from, int64_t count, float *panels, int64_t panel_rows) const {
+    for_runs(from, count, [&](Run run) {
+      for (int64_t r = 0; r < rows; r++) {
+        const float *source = data + run.at + r * channel;
+        for (int64_t i = 0; i < run.count;) {
+          const int64_t column = run.column + i, place = column % kColumns;
+          const int64_t length = std::min(kColumns - place, run.count - i);
+          float *to = panels + ((column - place) * panel_rows + r * kColumns + place);
+          if (length == kColumns) {
+            for (int v = 0; v < kWide; v++) store(to + v * kLanes, load(source + i + v * kLanes));
+          } else {
+            copy(source + i, to, length);
+          }
+          i += length;
+        }
+      }
     });
   }
 };
@@ -113,49 +132,45 @@ inline void with_tile(int64_t rows, int64_t columns, Body body) {
   return with_rows(std::integral_constant<int, 1>{});
 }
 
-// Multiplies blocks [first, last) of the weights with the panel of columns [from, from + count), and writes the rows to
-// `target`.
-void multiply(const PackedWeights &weights, int64_t first, int64_t last, const float *panel, int64_t from, int64_t count,
-              const Channels<float> &target) {
-  Run whole{};
-  int64_t runs = 0;
-  target.for_runs(from, count, [&](Run run) {
-    whole = run;
-    runs++;
-  });
-  for (int64_t block = first; block < last; block++) {
-    const int64_t rows = std::min<int64_t>(kRows, weights.rows() - block * kRows);
-    float *to = target.data + block * kRows * target.channel;
-    with_tile(rows, count, [&](auto r, auto w) {
-      constexpr int R = r.value, W = w.value;
-      Vec sums[R][W] = {};
-      accumulate<R, W>(weights.block(block), kRows, 1, panel, weights.columns(), sums);
-      if (runs == 1 && count == kColumns && rows == R) {
-#pragma GCC unroll 8
-        for (int i = 0; i < R; i++)
-#pragma GCC unroll 3
-          for (int v = 0; v < W; v++) store(to + whole.at + i * target.channel + v * kLanes, sums[i][v]);
-        return;
-      }
-      alignas(64) float tile[kRows * kColumns];
+// Multiplies a block of the weights with the panel of columns [from, from + count), and writes the rows to `target`.
+void multiply_panel(const PackedWeights &weights, int64_t block, const float *panel, int64_t from, int64_t count,
+                    const Channels<float> &target) {
+  const int64_t rows = std::min<int64_t>(kRows, weights.rows() - block * kRows);
+  float *to = target.data + block * kRows * target.channel;
+  with_tile(rows, count, [&](auto r, auto w) {
+    constexpr int R = r.value, W = w.value;
+    Vec sums[R][W] = {};
+    accumulate<R, W>(weights.block(block), kRows, 1, panel, weights.columns(), sums);
+    const int64_t n = from / target.size, position = from % target.size;
+    if (position + count <= target.size && count == kColumns && rows == R) {
+      to += n * target.image + position;
 #pragma GCC unroll 8
       for (int i = 0; i < R; i++)
 #pragma GCC unroll 3
-        for (int v = 0; v < W; v++) store(tile + i * kColumns + v * kLanes, sums[i][v]);
-      target.for_runs(from, count, [&](Run run) {
-        sweep(run.count, [&](int64_t i, auto count) {
-          for (int64_t row = 0; row < rows; row++)
-            put(to + run.at + row * target.channel + i, get(tile + row * kColumns + run.column + i, count), count);
-        });
+        for (int v = 0; v < W; v++) store(to + i * target.channel + v * kLanes, sums[i][v]);
+      return;
+    }
+    alignas(64) float tile[kRows * kColumns];
+#pragma GCC unroll 8
+    for (int i = 0; i < R; i++)
+#pragma GCC unroll 3
+      for (int v = 0; v < W; v++) store(tile + i * kColumns + v * kLanes, sums[i][v]);
+    target.for_runs(from, count, [&](Run run) {
+      sweep(run.count, [&](int64_t i, auto part) {
+        for (int64_t row = 0; row < rows; row++)
+          put(to + run.at + row * target.channel + i, get(tile + row * kColumns + run.column + i, part), part);
       });
     });
-  }
+  });
 }
 
-// Calls body(from, count) for each panel of the columns [from, to).
-template <class Body>
-inline void for_panels(int64_t from, int64_t to, Body body) {
-  for (; from < to; from += kColumns) body(from, std::min(kColumns, to - from));
+// Multiplies blocks [first, last) of the weights with the panels of the columns [from, to), which have `panel_rows` rows.
+// A block of the weights may come from a farther cache than the panels, so it is read once for all of them.
+void multiply_panels(const PackedWeights &weights, int64_t first, int64_t last, const float *panels, int64_t panel_rows,
+                     int64_t from, int64_t to, const Channels<float> &target) {
+  for (int64_t block = first; block < last; block++)
+    for (int64_t at = from; at < to; at += kColumns)
+      multiply_panel(weights, block, panels + (at - from) * panel_rows, at, std::min(kColumns, to - at), target);
 }
 
 // target = weights * source, where both have `columns` columns. Several threads compute it.
@@ -169,20 +184,10 @@ void multiply(const PackedWeights &weights, const Source &source, const Channels
   const int64_t parts = std::min(weights.blocks(), (tasks / 2 + chunks - 1) / chunks);
   parallel(chunks * parts, [&](int64_t task) {
     const int64_t from = task / parts * chunk, to = std::min(columns, from + chunk), part = task % parts;
-    float *panels = scratch(kPanelSlot, weights.columns() * chunk), *panel = panels;
-    for_panels(from, to, [&](int64_t at, int64_t count) {
-      source.pack(weights.columns(), at, count, panel);
-      panel += weights.columns() * kColumns;
-    });
-    // The blocks of weights come from a farther cache than the panels, so each is read once.
+    float *panels = scratch(kPanelSlot, weights.columns() * chunk);
+    source.pack(weights.columns(), from, to - from, panels, weights.columns());
     const int64_t first = part * weights.blocks() / parts, last = (part + 1) * weights.blocks() / parts;
-    for (int64_t block = first; block < last; block++) {
-      panel = panels;
-      for_panels(from, to, [&](int64_t at, int64_t count) {
-        multiply(weights, block, block + 1, panel, at, count, target);
-        panel += weights.columns() * kColumns;
-      });
-    }
+    multiply_panels(weights, first, last, panels, weights.columns(), from, to, target);
   });
 }
 
@@ -214,12 +219,9 @@ class RowProducts {
           for (int r = 0; r < kRows; r++)
 #pragma GCC unroll 3
             for (int v = 0; v < W; v++) sums[r][v] = load(to + r * stride_ + v * kLanes);
-          int64_t column = 0;
-          for_panels(0, count, [&](int64_t, int64_t columns) {
-            const float *from = broadcast + (column / kColumns * panel_rows + row) * kColumns;
-            accumulate<kRows, W>(from, 1, kColumns, transposed + column * kColumns, columns, sums);
-            column += columns;
-          });
+          for (int64_t column = 0; column < count; column += kColumns)
+            accumulate<kRows, W>(broadcast + column * panel_rows + row * kColumns, 1, kColumns,
+                                 transposed + column * kColumns, std::min(kColumns, count - column), sums);
 #pragma GCC unroll 8
           for (int r = 0; r < kRows; r++)
 #pragma GCC unroll 3
@@ -258,36 +260,39 @@ void multiply_backward(const PackedWeights *transposed_weights, const Source &x,
   const bool swapped = out < in;  // the matrix with fewer rows is transposed
   const RowProducts products(swapped ? in : out, swapped ? out : in);
   const int64_t chunks = (columns + kChunk - 1) / kChunk, size = products.size();
+  const int64_t out_rows = round_up(out, kRows), in_rows = round_up(in, kRows);
+  // Long pieces of each channel are packed at a time, as far as they fit into the second-level cache.
+  const int64_t at_once = std::max<int64_t>(1, 2 * kCacheFloats / ((out_rows + in_rows) * kChunk));
   const int64_t slices = std::min((chunks + 1) / 2, std::min<int64_t>(32, std::max<int64_t>(4, (int64_t{2} << 20) / size)));
   const int64_t parts = std::min((2 * Pool::instance().threads() + slices - 1) / slices, products.blocks());
   float *partial = scratch(kPartialSlot, slices * size);
   parallel(slices * parts, [&](int64_t task) {
     const int64_t slice = task / parts, part = task % parts;
-    const int64_t out_rows = round_up(out, kRows), in_rows = round_up(in, kRows);
     const int64_t first = part * products.blocks() / parts, last = (part + 1) * products.blocks() / parts;
-    float *dy_panels = scratch(kPanelSlot, out_rows * kChunk), *x_panels = scratch(kOtherPanelSlot, in_rows * kChunk);
+    float *dy_panels = scratch(kPanelSlot, out_rows * at_once * kChunk);
+    float *x_panels = scratch(kOtherPanelSlot, in_rows * at_once * kChunk);
     // The rows that are added to fill a block are 0.
-    std::fill(dy_panels, dy_panels + out_rows * kChunk, 0.0f);
-    std::fill(x_panels, x_panels + in_rows * kChunk, 0.0f);
+    std::fill(dy_panels, dy_panels + out_rows * at_once * kChunk, 0.0f);
+    std::fill(x_panels, x_panels + in_rows * at_once * kChunk, 0.0f);
     float *own = partial + slice * size;
     std::fill(own + first * kRows * products.stride(), own + last * kRows * products.stride(), 0.0f);
-    for (int64_t c = slice * chunks / slices; c < (slice + 1) * chunks / slices; c++) {
-      const int64_t from = c * kChunk, to = std::min(columns, from + kChunk);
-      float *dy_panel = dy_panels, *x_panel = x_panels;
-      for_panels(from, to, [&](int64_t at, int64_t count) {
-        dy.pack(out, at, count, dy_panel);
-        x.pack(in, at, count, x_panel);
-        if (transposed_weights) {
-          const int64_t blocks = transposed_weights->blocks();
-          multiply(*transposed_weights, part * blocks / parts, (part + 1) * blocks / parts, dy_panel, at, count, dx);
+    const int64_t end = std::min(columns, (slice + 1) * chunks / slices * kChunk);
+    for (int64_t from = slice * chunks / slices * kChunk; from < end; from += at_once * kChunk) {
+      const int64_t to = std::min(end, from + at_once * kChunk);
+      dy.pack(out, from, to - from, dy_panels, out_rows);
+      x.pack(in, from, to - from, x_panels, in_rows);
+      if (transposed_weights) {
+        const int64_t blocks = transposed_weights->blocks();
+        multiply_panels(*transposed_weights, part * blocks / parts, (part + 1) * blocks / parts, dy_panels, out_rows, from,
+                        to, dx);
+      }
+      for (int64_t at = 0; at < to - from; at += kChunk) {
+        const int64_t count = std::min(kChunk, to - from - at);
+        if (swapped) {
+          products.add(x_panels + at * in_rows, in_rows, first, last, dy_panels + at * out_rows, out_rows, count, own);
+        } else {
+          products.add(dy_panels + at * out_rows, out_rows, first, last, x_panels + at * in_rows, in_rows, count, own);
         }
-        dy_panel += out_rows * kColumns;
-        x_panel += in_rows * kColumns;
-      });
-      if (swapped) {
-        products.add(x_panels, in_rows, first, last, dy_panels, out_rows, to - from, own);
-      } else {
-        products.add(dy_panels, out_rows, first, last, x_panels, in_rows, to - from, own);
       }
     }
   });
@@ -358,7 +363,12 @@ struct Patches {
     }
   }
 
-  void pack(int64_t, int64_t from, int64_t count, float *panel) const {
+  void pack(int64_t, int64_t from, int64_t count, float *panels, int64_t panel_rows) const {
+    for (int64_t i = 0; i < count; i += kColumns)
+      pack_panel(from + i, std::min(kColumns, count - i), panels + i * panel_rows);
+  }
+
+  void pack_panel(int64_t from, int64_t count, float *panel) const {
     visit(from, count, [&](int64_t row, int64_t at, int64_t column, int64_t begin, int64_t end, int64_t length) {
       float *to = panel + row * kColumns + column;
       std::fill(to, to + begin, 0.0f);
