@@ -221,6 +221,7 @@ void forward_channel(const DepthwiseForward &args, int64_t c) {
     before = args.first.finish(op.source(c), moments.statistics(), args.first_mean, args.first_inverse);
   }
   float *padded = scratch(kInputSlot, layout.size());
+  float *convolved = args.second.present ? scratch(kOutputSlot, op.batch * op.out_size()) : nullptr;
   std::fill(padded, padded + layout.size(), 0.0f);
   Moments moments;
   for (int64_t n = 0; n < op.batch; n++) {
@@ -233,7 +234,7 @@ void forward_channel(const DepthwiseForward &args, int64_t c) {
     } else {
       lay_out(layout, args.first.present, before, source, padded);
     }
-    float *out = args.z + op.out_at(n, c);
+    float *out = args.second.present ? convolved + n * op.out_size() : args.z + op.out_at(n, c);
     with_kernel(op.kernel, op.stride, [&](auto kernel, auto stride) {
       convolve<kernel.value, stride.value>(layout, padded, args.weight + c * kernel.value * kernel.value, out,
                                            op.out_height, op.out_width);
@@ -242,8 +243,9 @@ void forward_channel(const DepthwiseForward &args, int64_t c) {
   }
   if (args.second.present) {
     const Norm after = args.second.finish(c, moments.statistics(), args.second_mean, args.second_inverse);
+    const bool past_cache = goes_past_cache(args.z, op.out_size(), op.batch * op.channels * op.out_size());
     for (int64_t n = 0; n < op.batch; n++)
-      after.apply(args.z + op.out_at(n, c), args.z + op.out_at(n, c), op.out_size());
+      after.apply(convolved + n * op.out_size(), args.z + op.out_at(n, c), op.out_size(), past_cache);
   }
 }
 
@@ -258,6 +260,7 @@ void backward_channel(const DepthwiseBackward &args, int64_t c) {
   float *padded = scratch(kInputSlot, layout.size() + d_layout.size()), *d = padded + layout.size();
   std::fill(padded, padded + layout.size() + d_layout.size(), 0.0f);
   float *convolved = args.second.present ? scratch(kRestSlot, op.batch * out_size) : nullptr;
+  float *dx = args.first.present ? scratch(kOutputSlot, op.batch * in_size) : nullptr;
   const float *w = args.weight + c * taps;
   float flipped[taps];
   std::reverse_copy(w, w + taps, flipped);
@@ -286,7 +289,7 @@ void backward_channel(const DepthwiseBackward &args, int64_t c) {
     }
     lay_out(layout, args.first.present, before, args.x + op.in_at(n, c), padded);
     correlate<K, S>(layout, padded, d_layout, d, dw);
-    float *own = args.dx + op.in_at(n, c);
+    float *own = args.first.present ? dx + n * in_size : args.dx + op.in_at(n, c);
     if constexpr (S == 1) {
       convolve<K, 1>(d_layout, d, flipped, own, op.height, op.width);
     } else {
@@ -308,12 +311,9 @@ void backward_channel(const DepthwiseBackward &args, int64_t c) {
     args.first_dbeta[source] = before_sums.beta();
     const NormInputGradient gradient(before, before_sums, static_cast<double>(op.batch * in_size),
                                      args.first.batch_statistics);
-    for (int64_t n = 0; n < op.batch; n++) {
-      const float *from = args.x + op.in_at(n, c);
-      float *own = args.dx + op.in_at(n, c);
-      sweep(in_size,
-            [&](int64_t i, auto count) { put(own + i, gradient(get(from + i, count), get(own + i, count)), count); });
-    }
+    const bool past_cache = goes_past_cache(args.dx, in_size, op.batch * op.channels * in_size);
+    for (int64_t n = 0; n < op.batch; n++)
+      gradient.apply(args.x + op.in_at(n, c), dx + n * in_size, args.dx + op.in_at(n, c), in_size, past_cache);
   }
 }
 

@@ -58,10 +58,14 @@ struct Norm {
   float shift() const { return beta - mean * scale(); }
 
   // y = act(norm(x)) for one row of any length.
-  void apply(const float *x, float *y, int64_t size) const {
+  void apply(const float *x, float *y, int64_t size, bool past_cache = false) const {
     const Vec a = all(scale()), b = all(shift());
-    with_activation(activation, [&](auto kind) {
-      sweep(size, [&](int64_t i, auto count) { put(y + i, activate<kind.value>(get(x + i, count) * a + b), count); });
+    with_past_cache(past_cache, [&](auto past) {
+      with_activation(activation, [&](auto kind) {
+        sweep(size, [&](int64_t i, auto count) {
+          put(past, y + i, activate<kind.value>(get(x + i, count) * a + b), count);
+        });
+      });
     });
   }
 };
@@ -136,6 +140,13 @@ struct NormInputGradient {
   }
 
   Vec operator()(Vec x, Vec g) const { return scale * (g - offset - (x - mean) * factor); }
+
+  // Writes dx of a row. g may be dx.
+  void apply(const float *x, const float *g, float *dx, int64_t size, bool past_cache) const {
+    with_past_cache(past_cache, [&](auto past) {
+      sweep(size, [&](int64_t i, auto count) { put(past, dx + i, (*this)(get(x + i, count), get(g + i, count)), count); });
+    });
+  }
 };
 
 // The inputs of a BatchNorm's gradient.

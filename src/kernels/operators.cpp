@@ -51,7 +51,9 @@ int norm_forward(int, void **data, int *, int64_t **shapes, const char **, void 
     if (inputs.batch_statistics)
       for (int64_t n = 0; n < batch; n++) moments.add(x + (n * channels + c) * size, size);
     const Norm norm = inputs.finish(c, moments.statistics(), mean, inverse);
-    for (int64_t n = 0; n < batch; n++) norm.apply(x + (n * channels + c) * size, y + (n * channels + c) * size, size);
+    const bool past_cache = goes_past_cache(y, size, batch * channels * size);
+    for (int64_t n = 0; n < batch; n++)
+      norm.apply(x + (n * channels + c) * size, y + (n * channels + c) * size, size, past_cache);
   });
   return 0;
 }
@@ -65,18 +67,18 @@ int norm_backward(int, void **data, int *, int64_t **shapes, const char **, void
   parallel(channels, [&](int64_t c) {
     const Norm norm{gamma[c], beta[c], mean[c], inverse[c], static_cast<int>(settings[2])};
     NormGradient sums;
+    float *g = scratch(kGradientSlot, batch * size);
     for (int64_t n = 0; n < batch; n++) {
       const int64_t at = (n * channels + c) * size;
-      sums.add(norm, x + at, dy + at, dx + at, size);
+      sums.add(norm, x + at, dy + at, g + n * size, size);
     }
     dgamma[c] = sums.gamma(norm);
     dbeta[c] = sums.beta();
     const NormInputGradient gradient(norm, sums, static_cast<double>(batch * size), settings[4] != 0);
+    const bool past_cache = goes_past_cache(dx, size, batch * channels * size);
     for (int64_t n = 0; n < batch; n++) {
       const int64_t at = (n * channels + c) * size;
-      sweep(size, [&](int64_t i, auto count) {
-        put(dx + at + i, gradient(get(x + at + i, count), get(dx + at + i, count)), count);
-      });
+      gradient.apply(x + at, g + n * size, dx + at, size, past_cache);
     }
   });
   return 0;

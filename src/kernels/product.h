@@ -33,6 +33,7 @@ template <class Float>
 struct Channels {
   Float *data;
   int64_t channel, image, size;  // floats from channel to channel, from image to image; positions of an image
+  bool past_cache = false;       // whether to write past the caches
 
   // Calls body(run) for each run of columns in [from, from + count).
   template <class Body>
@@ -133,8 +134,9 @@ inline void with_tile(int64_t rows, int64_t columns, Body body) {
 }
 
 // Multiplies a block of the weights with the panel of columns [from, from + count), and writes the rows to `target`.
+template <class Past>
 void multiply_panel(const PackedWeights &weights, int64_t block, const float *panel, int64_t from, int64_t count,
-                    const Channels<float> &target) {
+                    const Channels<float> &target, Past past) {
   const int64_t rows = std::min<int64_t>(kRows, weights.rows() - block * kRows);
   float *to = target.data + block * kRows * target.channel;
   with_tile(rows, count, [&](auto r, auto w) {
@@ -147,7 +149,8 @@ void multiply_panel(const PackedWeights &weights, int64_t block, const float *pa
 #pragma GCC unroll 8
       for (int i = 0; i < R; i++)
 #pragma GCC unroll 3
-        for (int v = 0; v < W; v++) store(to + i * target.channel + v * kLanes, sums[i][v]);
+        for (int v = 0; v < W; v++)
+          put(past, to + i * target.channel + v * kLanes, sums[i][v], std::integral_constant<int64_t, kLanes>{});
       return;
     }
     alignas(64) float tile[kRows * kColumns];
@@ -168,9 +171,11 @@ void multiply_panel(const PackedWeights &weights, int64_t block, const float *pa
 // A block of the weights may come from a farther cache than the panels, so it is read once for all of them.
 void multiply_panels(const PackedWeights &weights, int64_t first, int64_t last, const float *panels, int64_t panel_rows,
                      int64_t from, int64_t to, const Channels<float> &target) {
-  for (int64_t block = first; block < last; block++)
-    for (int64_t at = from; at < to; at += kColumns)
-      multiply_panel(weights, block, panels + (at - from) * panel_rows, at, std::min(kColumns, to - at), target);
+  with_past_cache(target.past_cache, [&](auto past) {
+    for (int64_t block = first; block < last; block++)
+      for (int64_t at = from; at < to; at += kColumns)
+        multiply_panel(weights, block, panels + (at - from) * panel_rows, at, std::min(kColumns, to - at), target, past);
+  });
 }
 
 // target = weights * source, where both have `columns` columns. Several threads compute it.
@@ -321,7 +326,8 @@ struct Pointwise {
   // The channels of group `g` of a feature map with `channels` channels in all groups.
   template <class Float>
   Channels<Float> group(Float *map, int64_t channels, int64_t g) const {
-    return {map + g * (channels / groups) * size, size, channels * size, size};
+    const bool past_cache = goes_past_cache(map, size, batch * channels * size);
+    return {map + g * (channels / groups) * size, size, channels * size, size, past_cache};
   }
 };
 
