@@ -8,6 +8,7 @@
 
 #include "norm.h"
 #include "pool.h"
+#include "settings.h"
 #include "vector.h"
 
 namespace {
@@ -162,15 +163,18 @@ struct Depthwise {
   bool keep;      // the output starts with the convolution's input, as in GhostNet's modules
   int64_t runs;   // number of groups of the channel shuffle of the input, as in ShuffleNetV1; 1: no shuffle
 
-  Depthwise(const int64_t *in, const int64_t *weight, const float *settings)
+  Depthwise(const int64_t *in, const int64_t *weight, const DepthwiseSettings &settings)
       : batch(in[0]), channels(in[1]), height(in[2]), width(in[3]), kernel(weight[2]) {
-    stride = static_cast<int64_t>(settings[0]);
-    keep = settings[1] != 0;
-    runs = static_cast<int64_t>(settings[2]);
+    stride = static_cast<int64_t>(settings.stride);
+    keep = settings.keep != 0;
+    runs = static_cast<int64_t>(settings.shuffle_groups);
     out_height = (height - 1) / stride + 1;
     out_width = (width - 1) / stride + 1;
   }
 
+  int64_t out_channels() const { return keep ? 2 * channels : channels; }
+  // Channels of the parameters of a norm; a norm that does not exist has parameters with one element.
+  int64_t norm_channels(const NormSettings &norm) const { return norm.present != 0 ? channels : 1; }
   int64_t in_size() const { return height * width; }
   int64_t out_size() const { return out_height * out_width; }
   int64_t blocks() const { return (channels + kLanes - 1) / kLanes; }
@@ -181,9 +185,6 @@ struct Depthwise {
   }
   int64_t kept_at(int64_t n, int64_t c) const { return (n * 2 * channels + c) * out_size(); }
 };
-
-// Positions in the settings: first those of Depthwise, then those of its first and of its second norm.
-constexpr int kFirstNorm = 3, kSecondNorm = 8;
 
 struct DepthwiseForward {
   Depthwise op;

@@ -277,7 +277,8 @@ void backward_block(const DepthwiseBackward &args, int64_t index) {
   std::fill(padded, direct, 0.0f);
   Vec w[taps], flipped[taps];
   read_weights<K>(block, args.weight, w);
-  std::reverse_copy(w, w + taps, flipped);
+  // Not std::reverse_copy: as a template argument, Vec loses its alignment of a single float.
+  for (int tap = 0; tap < taps; tap++) flipped[tap] = w[taps - 1 - tap];
   NormLanes before, after;
   for (int64_t l = 0; l < block.count; l++) {
     if (args.first.present) before.set(l, args.first.channel(block.sources[l]));

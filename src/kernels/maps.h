@@ -7,22 +7,26 @@
 
 #include "depthwise.h"
 #include "pool.h"
+#include "settings.h"
 #include "vector.h"
 
 namespace {
 
+// The maxima of the 3x3 windows of row `y` of the outputs, from column `x` on. NaN counts as the largest number, as for
+// MindSpore's operator.
+inline Vec maxima(const Padded &layout, const float *in, int64_t y, int64_t x) {
+  Vec largest = load(in + layout.at(2 * y, 0) + x);
+  for (int tap = 1; tap < 9; tap++) {
+    const Vec v = load(in + layout.at(2 * y + tap / 3, tap % 3) + x);
+    largest = (v <= largest) | (largest != largest) ? largest : v;
+  }
+  return largest;
+}
+
 // 3x3 max pooling at stride 2 of one plane: out[y][x] = maximum of its window. The layout's borders are -infinity.
 void max_plane(const Padded &layout, const float *in, float *out, int64_t height, int64_t width) {
-  for (int64_t y = 0; y < height; y++) {
-    sweep(width, [&](int64_t x, auto count) {
-      Vec largest = load(in + layout.at(2 * y, 0) + x);
-      for (int tap = 1; tap < 9; tap++) {
-        const Vec v = load(in + layout.at(2 * y + tap / 3, tap % 3) + x);
-        largest = v > largest ? v : largest;
-      }
-      put(out + y * width + x, largest, count);
-    });
-  }
+  for (int64_t y = 0; y < height; y++)
+    sweep(width, [&](int64_t x, auto count) { put(out + y * width + x, maxima(layout, in, y, x), count); });
 }
 
 // Adds the gradient of each output to the first maximum of its window. `to` has the same layout as `in`.
@@ -30,15 +34,12 @@ void max_plane_gradient(const Padded &layout, const float *in, const float *dy, 
                         int64_t width) {
   for (int64_t y = 0; y < height; y++) {
     sweep(width, [&](int64_t x, auto count) {
-      Vec largest = load(in + layout.at(2 * y, 0) + x);
-      for (int tap = 1; tap < 9; tap++) {
-        const Vec v = load(in + layout.at(2 * y + tap / 3, tap % 3) + x);
-        largest = v > largest ? v : largest;
-      }
+      const Vec largest = maxima(layout, in, y, x);
       Vec left = get(dy + y * width + x, count);
       for (int tap = 0; tap < 9; tap++) {
         const int64_t at = layout.at(2 * y + tap / 3, tap % 3) + x;
-        const auto chosen = load(in + at) == largest;
+        const Vec v = load(in + at);
+        const auto chosen = (v == largest) | (v != v);
         store(to + at, load(to + at) + (chosen ? left : Vec{}));
         left = chosen ? Vec{} : left;
       }
@@ -51,8 +52,8 @@ struct Halves {
   int64_t batch, first, second, size;
   bool interleaved;
 
-  Halves(const int64_t *a, const int64_t *b, const float *settings)
-      : batch(a[0]), first(a[1]), second(b[1]), size(a[2] * a[3]), interleaved(settings[0] != 0) {}
+  Halves(const int64_t *a, const int64_t *b, const HalvesSettings &settings)
+      : batch(a[0]), first(a[1]), second(b[1]), size(a[2] * a[3]), interleaved(settings.interleaved != 0) {}
 
   int64_t channels() const { return first + second; }
   // part(i): which of the two holds plane `i` of the whole. at(i): its position there.

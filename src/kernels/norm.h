@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "settings.h"
 #include "vector.h"
 
 namespace {
@@ -158,17 +159,26 @@ struct NormValues {
   Norm channel(int64_t c) const { return {gamma[c], beta[c], mean[c], inverse[c], activation}; }
 };
 
-// Positions of a norm's settings: epsilon, momentum, activation, present, batch statistics.
-NormInputs norm_inputs(void **data, const float *settings) {
-  return {static_cast<const float *>(data[0]), static_cast<const float *>(data[1]), static_cast<float *>(data[2]),
-          static_cast<float *>(data[3]),       settings[0],                         settings[1],
-          static_cast<int>(settings[2]),       settings[3] != 0,                    settings[4] != 0};
+NormInputs norm_inputs(void **data, const NormSettings &settings) {
+  return {static_cast<const float *>(data[0]),
+          static_cast<const float *>(data[1]),
+          static_cast<float *>(data[2]),
+          static_cast<float *>(data[3]),
+          settings.epsilon,
+          settings.momentum,
+          static_cast<int>(settings.activation),
+          settings.present != 0,
+          settings.batch_statistics != 0};
 }
 
-NormValues norm_values(void **data, const float *settings) {
-  return {static_cast<const float *>(data[0]), static_cast<const float *>(data[1]), static_cast<const float *>(data[2]),
-          static_cast<const float *>(data[3]), static_cast<int>(settings[2]),       settings[3] != 0,
-          settings[4] != 0};
+NormValues norm_values(void **data, const NormSettings &settings) {
+  return {static_cast<const float *>(data[0]),
+          static_cast<const float *>(data[1]),
+          static_cast<const float *>(data[2]),
+          static_cast<const float *>(data[3]),
+          static_cast<int>(settings.activation),
+          settings.present != 0,
+          settings.batch_statistics != 0};
 }
 
 }  // namespace

@@ -1,22 +1,22 @@
 // Float32 NCHW kernels for training small CNNs on a CPU: BatchNorm with activation, depthwise convolution with
 // BatchNorm and activation before and after it, 1x1 convolution (a matrix product of the oneDNN in MindSpore's wheel),
-// dense KxK convolution with few input channels, pooling, and others. Each function below `extern "C"` is a MindSpore
-// operator. `data` has its inputs and outputs in the order that operators.py gives. If the operator has settings, they
-// are its last input, as float32.
+// dense KxK convolution with few input channels, pooling, and others. Each OPERATOR below is a MindSpore operator.
+// `data` has its inputs and outputs in the order that operators.py gives.
 //
 // No result depends on the number of threads: a single task computes each output, in a fixed order.
-#include <unistd.h>
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <limits>
 
+#include "arguments.h"
 #include "depthwise.h"
 #include "depthwise_blocks.h"
 #include "maps.h"
 #include "norm.h"
 #include "pool.h"
 #include "product.h"
+#include "settings.h"
 #include "vector.h"
 
 namespace {
@@ -24,10 +24,35 @@ namespace {
 const float *floats(void *data) { return static_cast<const float *>(data); }
 float *output(void *data) { return static_cast<float *>(data); }
 
+// Returns whether the shapes of a depthwise convolution fit: weight, first and second norm, output at these positions.
+bool fits(const Arguments &arguments, const Depthwise &op, const DepthwiseSettings &settings, int weight, int first,
+          int second, int out) {
+  return arguments.has_shape(weight, {op.channels, 1, op.kernel, op.kernel}) &&
+         arguments.has_shape(first, {op.norm_channels(settings.before)}) &&
+         arguments.has_shape(second, {op.norm_channels(settings.after)}) &&
+         arguments.has_shape(out, {op.batch, op.out_channels(), op.out_height, op.out_width});
+}
+
+// Returns whether a weight, argument `weight`, divides the channels of `x` into groups of a 1x1 convolution.
+bool fits(const Arguments &arguments, const int64_t *x, int weight) {
+  const int64_t in = arguments.shapes[weight][1], groups = x[1] / in;
+  return arguments.has_shape(0, {x[0], groups * in, x[2], x[3]}) &&
+         (arguments.shapes[weight][0] % groups == 0 ||
+          arguments.complain("output channels", ("a multiple of " + std::to_string(groups)).c_str()));
+}
+
+// Returns whether argument `whole` has the channels of two feature maps, and whether these can alternate if they must.
+bool fits(const Arguments &arguments, const Halves &op, int whole) {
+  const int64_t *shape = arguments.shapes[whole];
+  return arguments.has_shape(whole, {op.batch, op.channels(), shape[2], shape[3]}) &&
+         (!op.interleaved || op.first == op.second ||
+          arguments.complain("channels that do not alternate", "two halves of the same size"));
+}
+
 // The patches of feature maps (N, C, H, W) for a dense convolution with the settings stride and padding.
 template <class Float>
-Patches<Float> patches(Float *images, const int64_t *shape, const int64_t *weight, const float *settings) {
-  const int64_t stride = static_cast<int64_t>(settings[0]), padding = static_cast<int64_t>(settings[1]);
+Patches<Float> patches(Float *images, const int64_t *shape, const int64_t *weight, const DenseSettings &settings) {
+  const int64_t stride = static_cast<int64_t>(settings.stride), padding = static_cast<int64_t>(settings.padding);
   const int64_t out_height = (shape[2] + 2 * padding - weight[2]) / stride + 1;
   const int64_t out_width = (shape[3] + 2 * padding - weight[3]) / stride + 1;
   return {images, shape[1], shape[2], shape[3], weight[2], stride, padding, out_height, out_width};
@@ -35,15 +60,12 @@ Patches<Float> patches(Float *images, const int64_t *shape, const int64_t *weigh
 
 }  // namespace
 
-extern "C" {
+extern "C" void set_threads(int count) { Pool::instance().set_threads(count); }
 
-void set_threads(int count) { Pool::instance().set_threads(count); }
-
-// Inputs x, gamma, beta, moving mean and variance, settings (epsilon, momentum, activation, 1, batch statistics);
-// outputs y, mean, inverse.
-int norm_forward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+// Inputs x, gamma, beta, moving mean and variance, settings; outputs y, mean, inverse.
+OPERATOR(norm_forward, NormSettings, "NCHW C C C C S -> NCHW C C") {
   const float *x = floats(data[0]);
-  const NormInputs inputs = norm_inputs(data + 1, floats(data[5]));
+  const NormInputs inputs = norm_inputs(data + 1, settings);
   float *y = output(data[6]), *mean = output(data[7]), *inverse = output(data[8]);
   const int64_t batch = shapes[0][0], channels = shapes[0][1], size = shapes[0][2] * shapes[0][3];
   parallel(channels, [&](int64_t c) {
@@ -59,13 +81,13 @@ int norm_forward(int, void **data, int *, int64_t **shapes, const char **, void 
 }
 
 // Inputs x, dy, gamma, beta, mean, inverse, settings; outputs dx, dgamma, dbeta.
-int norm_backward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+OPERATOR(norm_backward, NormSettings, "NCHW NCHW C C C C S -> NCHW C C") {
   const float *x = floats(data[0]), *dy = floats(data[1]), *gamma = floats(data[2]), *beta = floats(data[3]);
-  const float *mean = floats(data[4]), *inverse = floats(data[5]), *settings = floats(data[6]);
+  const float *mean = floats(data[4]), *inverse = floats(data[5]);
   float *dx = output(data[7]), *dgamma = output(data[8]), *dbeta = output(data[9]);
   const int64_t batch = shapes[0][0], channels = shapes[0][1], size = shapes[0][2] * shapes[0][3];
   parallel(channels, [&](int64_t c) {
-    const Norm norm{gamma[c], beta[c], mean[c], inverse[c], static_cast<int>(settings[2])};
+    const Norm norm{gamma[c], beta[c], mean[c], inverse[c], static_cast<int>(settings.activation)};
     NormGradient sums;
     float *g = scratch(kGradientSlot, batch * size);
     for (int64_t n = 0; n < batch; n++) {
@@ -74,7 +96,7 @@ int norm_backward(int, void **data, int *, int64_t **shapes, const char **, void
     }
     dgamma[c] = sums.gamma(norm);
     dbeta[c] = sums.beta();
-    const NormInputGradient gradient(norm, sums, static_cast<double>(batch * size), settings[4] != 0);
+    const NormInputGradient gradient(norm, sums, static_cast<double>(batch * size), settings.batch_statistics != 0);
     const bool past_cache = goes_past_cache(dx, size, batch * channels * size);
     for (int64_t n = 0; n < batch; n++) {
       const int64_t at = (n * channels + c) * size;
@@ -86,18 +108,18 @@ int norm_backward(int, void **data, int *, int64_t **shapes, const char **, void
 
 // Inputs x, first norm (4), weight, second norm (4), settings; outputs z, mean and inverse of the first norm, mean and
 // inverse of the second norm. A missing norm has inputs and outputs with one element.
-int depthwise_forward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
-  const float *settings = floats(data[10]);
+OPERATOR(depthwise_forward, DepthwiseSettings, "NCHW A A A A C1KK B B B B S -> NOhw A A B B") {
   const DepthwiseForward args{Depthwise(shapes[0], shapes[5], settings),
                               floats(data[0]),
                               floats(data[5]),
-                              norm_inputs(data + 1, settings + kFirstNorm),
-                              norm_inputs(data + 6, settings + kSecondNorm),
+                              norm_inputs(data + 1, settings.before),
+                              norm_inputs(data + 6, settings.after),
                               output(data[11]),
                               output(data[12]),
                               output(data[13]),
                               output(data[14]),
                               output(data[15])};
+  if (!fits(arguments, args.op, settings, 5, 1, 6, 11)) return kMismatch;
   if (!in_blocks(args.op)) {
     parallel(args.op.channels, [&](int64_t c) { forward_channel(args, c); });
     return 0;
@@ -111,20 +133,20 @@ int depthwise_forward(int, void **data, int *, int64_t **shapes, const char **, 
 // Inputs x, dz; gamma, beta, mean, inverse of the first norm; weight; the same four of the second norm; settings.
 // Outputs dx; dgamma, dbeta of the first norm; dweight; dgamma, dbeta of the second norm. The kernel recomputes the
 // feature maps between x and z.
-int depthwise_backward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
-  const float *settings = floats(data[11]);
+OPERATOR(depthwise_backward, DepthwiseSettings, "NCHW NOhw A A A A C1KK B B B B S -> NCHW A A C1KK B B") {
   const DepthwiseBackward args{Depthwise(shapes[0], shapes[6], settings),
                                floats(data[0]),
                                floats(data[1]),
                                floats(data[6]),
-                               norm_values(data + 2, settings + kFirstNorm),
-                               norm_values(data + 7, settings + kSecondNorm),
+                               norm_values(data + 2, settings.before),
+                               norm_values(data + 7, settings.after),
                                output(data[12]),
                                output(data[13]),
                                output(data[14]),
                                output(data[15]),
                                output(data[16]),
                                output(data[17])};
+  if (!fits(arguments, args.op, settings, 6, 2, 7, 1)) return kMismatch;
   with_kernel(args.op.kernel, args.op.stride, [&](auto kernel, auto stride) {
     if (in_blocks(args.op)) {
       parallel(args.op.blocks(), [&](int64_t block) { backward_block<kernel.value, stride.value>(args, block); });
@@ -136,7 +158,8 @@ int depthwise_backward(int, void **data, int *, int64_t **shapes, const char **,
 }
 
 // Inputs x, weight; output y.
-int pointwise_forward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+OPERATOR(pointwise_forward, NoSettings, "NCHW OI11 -> NOHW") {
+  if (!fits(arguments, shapes[0], 1)) return kMismatch;
   const Pointwise op(shapes[0], shapes[1]);
   const float *x = floats(data[0]), *weight = floats(data[1]);
   float *y = output(data[2]);
@@ -148,7 +171,8 @@ int pointwise_forward(int, void **data, int *, int64_t **shapes, const char **, 
 }
 
 // Inputs x, dy, weight; outputs dx, dweight.
-int pointwise_backward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+OPERATOR(pointwise_backward, NoSettings, "NCHW NOHW OI11 -> NCHW OI11") {
+  if (!fits(arguments, shapes[0], 2)) return kMismatch;
   const Pointwise op(shapes[0], shapes[2]);
   const float *x = floats(data[0]), *dy = floats(data[1]), *weight = floats(data[2]);
   float *dx = output(data[3]), *dweight = output(data[4]);
@@ -161,11 +185,13 @@ int pointwise_backward(int, void **data, int *, int64_t **shapes, const char **,
 }
 
 // Input x; output y: 3x3 max pooling at stride 2, padded by 1.
-int max_pool_forward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+OPERATOR(max_pool_forward, NoSettings, "NCHW -> NChw") {
   const float *x = floats(data[0]);
   float *y = output(data[1]);
   const Padded layout(shapes[0][2], shapes[0][3], 1, 2);
   const int64_t size = shapes[0][2] * shapes[0][3], height = shapes[1][2], width = shapes[1][3];
+  if (!arguments.has_shape(1, {shapes[0][0], shapes[0][1], (shapes[0][2] + 1) / 2, (shapes[0][3] + 1) / 2}))
+    return kMismatch;
   parallel(shapes[0][0] * shapes[0][1], [&](int64_t i) {
     float *padded = scratch(kInputSlot, layout.size());
     std::fill(padded, padded + layout.size(), -std::numeric_limits<float>::infinity());
@@ -176,11 +202,13 @@ int max_pool_forward(int, void **data, int *, int64_t **shapes, const char **, v
 }
 
 // Inputs x, dy; output dx.
-int max_pool_backward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+OPERATOR(max_pool_backward, NoSettings, "NCHW NChw -> NCHW") {
   const float *x = floats(data[0]), *dy = floats(data[1]);
   float *dx = output(data[2]);
   const Padded layout(shapes[0][2], shapes[0][3], 1, 2);
   const int64_t size = shapes[0][2] * shapes[0][3], height = shapes[1][2], width = shapes[1][3];
+  if (!arguments.has_shape(1, {shapes[0][0], shapes[0][1], (shapes[0][2] + 1) / 2, (shapes[0][3] + 1) / 2}))
+    return kMismatch;
   parallel(shapes[0][0] * shapes[0][1], [&](int64_t i) {
     float *padded = scratch(kInputSlot, layout.size()), *gradient = scratch(kOutputSlot, layout.size());
     std::fill(padded, padded + layout.size(), -std::numeric_limits<float>::infinity());
@@ -192,9 +220,10 @@ int max_pool_backward(int, void **data, int *, int64_t **shapes, const char **, 
   return 0;
 }
 
-// Inputs a, b, settings (interleaved); output: the concatenated channels. Interleaved: they alternate.
-int merge_channels(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
-  const Halves op(shapes[0], shapes[1], floats(data[2]));
+// Inputs a, b, settings; output: the concatenated channels. Interleaved: they alternate.
+OPERATOR(merge_channels, HalvesSettings, "NAHW NBHW S -> NCHW") {
+  const Halves op(shapes[0], shapes[1], settings);
+  if (!fits(arguments, op, 3)) return kMismatch;
   const float *parts[2] = {floats(data[0]), floats(data[1])};
   float *both = output(data[3]);
   parallel_planes(shapes[3], [&](int64_t i) {
@@ -203,9 +232,10 @@ int merge_channels(int, void **data, int *, int64_t **shapes, const char **, voi
   return 0;
 }
 
-// Inputs x, settings (interleaved); outputs a, b: the inverse of merge_channels.
-int deal_channels(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
-  const Halves op(shapes[2], shapes[3], floats(data[1]));
+// Inputs x, settings; outputs a, b: the inverse of merge_channels.
+OPERATOR(deal_channels, HalvesSettings, "NCHW S -> NAHW NBHW") {
+  const Halves op(shapes[2], shapes[3], settings);
+  if (!fits(arguments, op, 0)) return kMismatch;
   const float *both = floats(data[0]);
   float *parts[2] = {output(data[2]), output(data[3])};
   parallel_planes(shapes[0], [&](int64_t i) {
@@ -215,7 +245,7 @@ int deal_channels(int, void **data, int *, int64_t **shapes, const char **, void
 }
 
 // Inputs a, b; output y = relu(a + b).
-int add_relu_forward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+OPERATOR(add_relu_forward, NoSettings, "NCHW NCHW -> NCHW") {
   const float *a = floats(data[0]), *b = floats(data[1]);
   float *y = output(data[2]);
   for_elements(shapes[0], [&](int64_t at, auto count) {
@@ -225,7 +255,7 @@ int add_relu_forward(int, void **data, int *, int64_t **shapes, const char **, v
 }
 
 // Inputs y, dy; output: the gradient of a and of b.
-int add_relu_backward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+OPERATOR(add_relu_backward, NoSettings, "NCHW NCHW -> NCHW") {
   const float *y = floats(data[0]), *dy = floats(data[1]);
   float *gradient = output(data[2]);
   for_elements(shapes[0], [&](int64_t at, auto count) {
@@ -235,7 +265,7 @@ int add_relu_backward(int, void **data, int *, int64_t **shapes, const char **, 
 }
 
 // Input x; output (N, C, 1, 1): the mean of each channel.
-int mean_forward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+OPERATOR(mean_forward, NoSettings, "NCHW -> NC11") {
   const float *x = floats(data[0]);
   float *y = output(data[1]);
   const int64_t size = shapes[0][2] * shapes[0][3];
@@ -248,7 +278,7 @@ int mean_forward(int, void **data, int *, int64_t **shapes, const char **, void 
 }
 
 // Inputs x (for its shape), dy; output dx.
-int mean_backward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+OPERATOR(mean_backward, NoSettings, "NCHW NC11 -> NCHW") {
   const float *dy = floats(data[1]);
   float *dx = output(data[2]);
   const int64_t size = shapes[0][2] * shapes[0][3];
@@ -257,7 +287,7 @@ int mean_backward(int, void **data, int *, int64_t **shapes, const char **, void
 }
 
 // Inputs x, factors (N, C, 1, 1); output: each channel times its factor.
-int scale_forward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+OPERATOR(scale_forward, NoSettings, "NCHW NC11 -> NCHW") {
   const float *x = floats(data[0]), *factors = floats(data[1]);
   float *y = output(data[2]);
   const int64_t size = shapes[0][2] * shapes[0][3];
@@ -268,7 +298,7 @@ int scale_forward(int, void **data, int *, int64_t **shapes, const char **, void
 }
 
 // Inputs x, dy, factors; outputs dx, dfactors.
-int scale_backward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
+OPERATOR(scale_backward, NoSettings, "NCHW NCHW NC11 -> NCHW NC11") {
   const float *x = floats(data[0]), *dy = floats(data[1]), *factors = floats(data[2]);
   float *dx = output(data[3]), *dfactors = output(data[4]);
   const int64_t size = shapes[0][2] * shapes[0][3];
@@ -284,9 +314,10 @@ int scale_backward(int, void **data, int *, int64_t **shapes, const char **, voi
   return 0;
 }
 
-// Inputs x, weight, settings (stride, padding); output y.
-int dense_forward(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
-  const auto x = patches(floats(data[0]), shapes[0], shapes[1], floats(data[2]));
+// Inputs x, weight, settings; output y.
+OPERATOR(dense_forward, DenseSettings, "NCHW OCKK S -> NOhw") {
+  const auto x = patches(floats(data[0]), shapes[0], shapes[1], settings);
+  if (!arguments.has_shape(3, {shapes[0][0], shapes[3][1], x.out_height, x.out_width})) return kMismatch;
   const int64_t out = shapes[1][0], size = x.out_size();
   const PackedWeights weights(floats(data[1]), out, x.rows(), x.rows(), 1);
   multiply(weights, x, Channels<float>{output(data[3]), size, out * size, size}, shapes[0][0] * size);
@@ -294,8 +325,9 @@ int dense_forward(int, void **data, int *, int64_t **shapes, const char **, void
 }
 
 // Inputs x, dy, weight, settings; output dweight.
-int dense_weight_gradient(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
-  const auto x = patches(floats(data[0]), shapes[0], shapes[2], floats(data[3]));
+OPERATOR(dense_weight_gradient, DenseSettings, "NCHW NOhw OCKK S -> OCKK") {
+  const auto x = patches(floats(data[0]), shapes[0], shapes[2], settings);
+  if (!arguments.has_shape(1, {shapes[0][0], shapes[1][1], x.out_height, x.out_width})) return kMismatch;
   const int64_t out = shapes[2][0], size = x.out_size();
   multiply_backward(nullptr, x, x.rows(), Channels<const float>{floats(data[1]), size, out * size, size}, out, {},
                     shapes[0][0] * size, output(data[4]));
@@ -303,8 +335,9 @@ int dense_weight_gradient(int, void **data, int *, int64_t **shapes, const char 
 }
 
 // Inputs x, dy, weight, settings; output dx.
-int dense_input_gradient(int, void **data, int *, int64_t **shapes, const char **, void *, void *) {
-  const auto dx = patches(output(data[4]), shapes[0], shapes[2], floats(data[3]));
+OPERATOR(dense_input_gradient, DenseSettings, "NCHW NOhw OCKK S -> NCHW") {
+  const auto dx = patches(output(data[4]), shapes[0], shapes[2], settings);
+  if (!arguments.has_shape(1, {shapes[0][0], shapes[1][1], dx.out_height, dx.out_width})) return kMismatch;
   const int64_t out = shapes[2][0], size = dx.out_size(), image = shapes[0][1] * shapes[0][2] * shapes[0][3];
   const Channels<const float> dy{floats(data[1]), size, out * size, size};
   const PackedWeights transposed(floats(data[2]), dx.rows(), out, 1, dx.rows());
@@ -320,5 +353,3 @@ int dense_input_gradient(int, void **data, int *, int64_t **shapes, const char *
   });
   return 0;
 }
-
-}  // extern "C"

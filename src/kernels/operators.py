@@ -10,9 +10,11 @@ import mindspore as ms
 import numpy as np
 from mindspore import ops
 
+from src.kernels.settings import activation_numbers, numbers
 from src.models.declaration import Shape
 
-ACTIVATIONS = {None: 0, "ReLU": 1, "ReLU6": 2, "HSwish": 3}  # class names in mindspore.nn to operators.cpp's enum
+# Class names in mindspore.nn, with the names in settings.h.
+ACTIVATIONS = {None: "kNone", "ReLU": "kRelu", "ReLU6": "kRelu6", "HSwish": "kHardSwish"}
 Operator = Callable[..., Any]  # takes tensors, returns a tensor or a tuple of tensors
 
 
@@ -49,18 +51,16 @@ def custom(
     return operator
 
 
-def norm_values(norm: Optional[NormSettings]) -> tuple[float, ...]:
-    """Return (epsilon, momentum, activation, present, batch statistics), the numbers that operators.cpp expects.
-
-    Without a norm, all are 0.
-    """
+def norm_values(norm: Optional[NormSettings]) -> dict[str, float]:
+    """Return the members of NormSettings in settings.h. Without a norm, all are 0."""
     if norm is None:
-        return (0.0, 0.0, 0, 0, 0)
-    return (norm.epsilon, norm.momentum, ACTIVATIONS[norm.activation], 1, norm.batch_statistics)
+        return dict.fromkeys(("epsilon", "momentum", "activation", "present", "batch_statistics"), 0)
+    activation = activation_numbers()[ACTIVATIONS[norm.activation]]
+    return {**norm._asdict(), "activation": activation, "present": 1}
 
 
-def settings_of(*values: float) -> ms.Tensor:
-    """Return the tensor of settings, the last input of an operator."""
+def tensor(values: tuple[float, ...]) -> ms.Tensor:
+    """Return an operator's input of settings."""
     return ms.Tensor(np.array(values, np.float32))
 
 
@@ -69,8 +69,8 @@ def norm_activation(library: Path, norm: NormSettings) -> Operator:
 
     In training, the operator updates the moving statistics in place.
     """
-    kind = norm_values(norm)
-    settings = settings_of(*kind)
+    kind = numbers("NormSettings", norm_values(norm))
+    settings = tensor(kind)
     backward = custom(library, "norm_backward", lambda x, dy, gamma, beta, *_: (x, gamma, beta), 3)
 
     def bprop(x, gamma, beta, moving_mean, moving_variance, settings, out, dout):
@@ -99,8 +99,9 @@ def depthwise(
     keeps the size at stride 1. With `keep`, the output starts with the normalised input and has 2 C channels. With
     `shuffle_groups` above 1, the input passes a channel shuffle with this number of groups first.
     """
-    kind = (stride, keep, shuffle_groups, *norm_values(before), *norm_values(after))
-    settings = settings_of(*kind)
+    own = {"stride": stride, "keep": keep, "shuffle_groups": shuffle_groups}
+    kind = numbers("DepthwiseSettings", {**own, "before": norm_values(before), "after": norm_values(after)})
+    settings = tensor(kind)
 
     def out_shape(x, gamma1, beta1, mean1, variance1, weight, gamma2, *_):
         height, width = ((side - 1) // stride + 1 for side in x[2:])
@@ -141,7 +142,7 @@ def pointwise(library: Path) -> Operator:
 
 def dense(library: Path, stride: int, padding: int) -> Operator:
     """Return an ungrouped KxK convolution for few input channels: f(x, weight) -> y."""
-    settings = settings_of(stride, padding)
+    settings = tensor(numbers("DenseSettings", {"stride": stride, "padding": padding}))
 
     def out_shape(x, weight, _):
         height, width = ((side + 2 * padding - weight[2]) // stride + 1 for side in x[2:])
@@ -191,7 +192,7 @@ def concat(library: Path, first_channels: int, interleaved: bool) -> Operator:
 
     With `interleaved`, the channels alternate, and `a` and `b` have the same number of channels.
     """
-    settings = settings_of(interleaved)
+    settings = tensor(numbers("HalvesSettings", {"interleaved": interleaved}))
     split_gradient = custom(library, "deal_channels", split_shapes(first_channels), 2, kind=first_channels)
 
     def bprop(a, b, settings, out, dout):
@@ -208,7 +209,7 @@ def concat(library: Path, first_channels: int, interleaved: bool) -> Operator:
 
 def split(library: Path, first_channels: int, interleaved: bool) -> Operator:
     """Return the inverse of `concat`: f(x) -> (a, b), the first channels and the rest, or even and odd channels."""
-    settings = settings_of(interleaved)
+    settings = tensor(numbers("HalvesSettings", {"interleaved": interleaved}))
     concat_gradient = custom(library, "merge_channels", concat_shape, 1)
 
     def bprop(x, settings, out, dout):

@@ -9,6 +9,8 @@
 #include <immintrin.h>
 #endif
 
+#include "settings.h"
+
 namespace {
 
 #ifdef __AVX512F__
@@ -215,8 +217,6 @@ inline void transpose(Vec (&v)[kLanes]) {
   stage(std::integral_constant<int, 2>{});
   stage(std::integral_constant<int, 1>{});
 }
-
-enum Activation { kNone, kRelu, kRelu6, kHardSwish };
 
 template <int A>
 inline Vec activate(Vec z) {

@@ -40,12 +40,14 @@ void call(Kernel *kernel, std::vector<Tensor> tensors) {
   std::vector<void *> data;
   std::vector<int64_t *> shapes;
   std::vector<int> ranks;
+  std::vector<const char *> types(tensors.size(), "float32");
   for (Tensor &tensor : tensors) {
     data.push_back(tensor.data.get());
     shapes.push_back(tensor.shape.data());
     ranks.push_back(static_cast<int>(tensor.shape.size()));
   }
-  if (kernel(static_cast<int>(data.size()), data.data(), ranks.data(), shapes.data(), nullptr, nullptr, nullptr)) {
+  const int count = static_cast<int>(data.size());
+  if (kernel(count, data.data(), ranks.data(), shapes.data(), types.data(), nullptr, nullptr)) {
     std::puts("a kernel failed");
     std::exit(1);
   }

@@ -200,6 +200,24 @@ def test_max_pool(library, shape):
     assert_close([*native[0], *native[1]], [out, dx])
 
 
+def test_nan_passes_through_max_pooling_and_variance(library):
+    x = random((3, 2, 4, 21))
+    x[1, 1, 1, [0, 5, 20]] = np.nan  # no window has two of them
+    stock = nn.MaxPool2d(3, 2, pad_mode="pad", padding=1)
+    (actual, dx), (expected, dx_expected) = run(operators.max_pool(library), x), run(stock, x)
+    assert np.isnan(actual[0]).sum() == 2 * (1 + 2 + 1)  # row 1 and column 5 are in two windows
+    np.testing.assert_array_equal(actual[0], expected[0])
+    np.testing.assert_allclose(dx[0], dx_expected[0], rtol=1e-6)
+
+    norm = nn.BatchNorm2d(2, momentum=0.9).set_train(True)
+    native = cells.Norm(library, norm, nn.ReLU()).set_train(True)
+    out = native(ms.Tensor(x)).asnumpy()
+    statistics = [norm.moving_mean.asnumpy(), norm.moving_variance.asnumpy()]
+    assert [np.isnan(values).tolist() for values in statistics] == [[False, True]] * 2
+    assert np.isnan(out[:, 1]).all()
+    assert not np.isnan(out[:, 0]).any()
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_average_pool(library, shape):
     x = random(shape)
@@ -242,3 +260,21 @@ def test_mean_and_scale(library, shape):
     (scaled,), gradients = run(operators.scale(library), x, factors)
     dy = random(shape, 9)
     assert_close([scaled, *gradients], [x * factors, dy * factors, (dy * x).sum((2, 3), keepdims=True)])
+
+
+@pytest.mark.parametrize(
+    ("name", "out_shape", "inputs", "message"),
+    [
+        ("mean_forward", lambda x: (*x[:2], 2, 1), [(1, 2, 3, 3)], "argument 1 has the shape (1, 2, 2, 1)"),
+        ("mean_forward", lambda x, _: (*x[:2], 1, 1), [(1, 2, 3, 3)] * 2, "argument 1 has the shape (1, 2, 3, 3)"),
+        ("scale_forward", lambda x: x, [(1, 2, 3, 3)], "argument 1 has the shape (1, 2, 3, 3)"),
+        ("pointwise_forward", lambda x, w: (1, 6, 3, 3), [(1, 5, 3, 3), (6, 2, 1, 1)], "argument 0 has the shape"),
+        ("max_pool_forward", lambda x: (1, 2, 3, 2), [(1, 2, 4, 4)], "argument 1 has the shape (1, 2, 3, 2)"),
+        ("merge_channels", lambda a, b, _: (1, 6, 3, 3), [(1, 4, 3, 3), (1, 2, 3, 3), (2,)], "argument 2 has the"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_an_error(library, capfd, name, out_shape, inputs, message):
+    operator = operators.custom(library, name, out_shape, 1, kind=("does not fit", inputs))
+    with pytest.raises(RuntimeError, match=name):
+        operator(*(ms.Tensor(np.ones(shape, np.float32)) for shape in inputs)).asnumpy()
+    assert f"error: native kernel {name}: {message}" in capfd.readouterr().err

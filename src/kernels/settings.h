@@ -1,0 +1,32 @@
+// The settings of the operators. An operator with settings has one more input: a float32 vector with the members of
+// its struct. settings.py reads this file, so the order of the members and the numbers of the activations are defined
+// here only.
+#pragma once
+
+namespace {
+
+enum Activation { kNone, kRelu, kRelu6, kHardSwish };
+
+struct NoSettings {};
+
+struct NormSettings {
+  float epsilon, momentum, activation;  // momentum: the share of the old moving statistics
+  float present, batch_statistics;      // conditions: 0 or 1
+};
+
+struct DepthwiseSettings {
+  float stride;
+  float keep;            // condition: the output starts with the convolution's input, as in GhostNet's modules
+  float shuffle_groups;  // of the channel shuffle of the input, as in ShuffleNetV1; 1: no shuffle
+  NormSettings before, after;
+};
+
+struct DenseSettings {
+  float stride, padding;
+};
+
+struct HalvesSettings {
+  float interleaved;  // condition
+};
+
+}  // namespace
