@@ -43,12 +43,10 @@ struct Padded {
       float *other = to + at(y + pad, pad + 1);
       sweep_pairs(width, [&](int64_t x, auto first, auto second) {
         Vec even = value(y * width + x, first), odd = value(y * width + x + kLanes, second);
-        even = keep(even, first);
-        odd = keep(odd, second);
         deal(even, odd);
-        // The elements after the last one are 0, as the border is.
-        store(row + x / 2, even);
-        store(other + x / 2, odd);
+        const int64_t count = first + second;
+        put(row + x / 2, even, (count + 1) / 2);
+        put(other + x / 2, odd, count / 2);
       });
     }
   }

@@ -15,11 +15,7 @@
 
 namespace {
 
-#ifndef LARGEST
-#define LARGEST 256
-#endif
-constexpr int64_t kLargestBlock = LARGEST;  // positions of the largest input plane that is computed by blocks
-constexpr int64_t kExact = 128;  // sums of at most this number of floats are kept in float32, then added in float64
+constexpr int64_t kLargestBlock = 256;  // positions of the largest input plane that is computed by blocks
 
 // BatchNorm with activation, a channel per lane.
 struct NormLanes {

@@ -5,10 +5,14 @@
 #include <cmath>
 #include <cstdint>
 
+#include "pool.h"
 #include "settings.h"
 #include "vector.h"
 
 namespace {
+
+constexpr int64_t kSmallMap = 64;  // positions up to which a norm is computed for several channels at once
+constexpr int64_t kExact = 128;  // sums of at most this number of floats are kept in float32, then added in float64
 
 struct Statistics {
   double mean, variance, count;
@@ -158,6 +162,126 @@ struct NormValues {
 
   Norm channel(int64_t c) const { return {gamma[c], beta[c], mean[c], inverse[c], activation}; }
 };
+
+// BatchNorm of small maps. kLanes channels of an image are one row of kLanes * size elements, whose vectors are full
+// whatever the size. The sums run over the images, position by position, and over the positions of a channel at the end.
+class NormRows {
+ public:
+  NormRows(int64_t batch, int64_t channels, int64_t size, int64_t block)
+      : batch_(batch), channels_(channels), size_(size), first_(block * kLanes), count_(std::min(kLanes, channels - first_)) {}
+
+  int64_t first() const { return first_; }
+  int64_t count() const { return count_; }
+  int64_t row() const { return count_ * size_; }
+  int64_t at(int64_t n) const { return (n * channels_ + first_) * size_; }
+
+  // Writes value(channel of the block) for each element of a row.
+  template <class Value>
+  void spread(float *to, Value value) const {
+    for (int64_t l = 0; l < count_; l++) std::fill(to + l * size_, to + (l + 1) * size_, value(l));
+  }
+
+  // Calls terms(n, position, count, s, q) to add to the sums of each position; finish(channel of the block, total of s,
+  // total of q) gets the sums of each channel.
+  template <class Terms, class Finish>
+  void sums(Terms terms, Finish finish) const {
+    double *wide = reinterpret_cast<double *>(scratch(kPartialSlot, 4 * row()));
+    std::fill(wide, wide + 2 * row(), 0.0);
+    sweep(row(), [&](int64_t i, auto count) {
+      for (int64_t n = 0; n < batch_;) {
+        Vec s{}, q{};
+        for (const int64_t end = std::min(batch_, n + kExact); n < end; n++) terms(n, i, count, s, q);
+        for (int64_t lane = 0; lane < count; lane++) {
+          wide[i + lane] += s[lane];
+          wide[row() + i + lane] += q[lane];
+        }
+      }
+    });
+    for (int64_t l = 0; l < count_; l++) {
+      double s = 0, q = 0;
+      for (int64_t i = l * size_; i < (l + 1) * size_; i++) {
+        s += wide[i];
+        q += wide[row() + i];
+      }
+      finish(l, s, q);
+    }
+  }
+
+ private:
+  int64_t batch_, channels_, size_, first_, count_;
+};
+
+void norm_forward_rows(const NormInputs &inputs, const NormRows &rows, int64_t batch, int64_t size, const float *x, float *y,
+                       float *mean, float *inverse) {
+  const int64_t row = rows.row();
+  float *shift = scratch(kInputSlot, 3 * row), *a = shift + row, *b = a + row;
+  rows.spread(shift, [&](int64_t l) { return x[rows.at(0) + l * size]; });
+  Norm norms[kLanes];
+  const auto finish = [&](int64_t l, double total, double squares) {
+    const Statistics statistics = statistics_of(shift[l * size], total, squares, static_cast<double>(batch * size));
+    norms[l] = inputs.finish(rows.first() + l, statistics, mean, inverse);
+  };
+  if (inputs.batch_statistics) {
+    rows.sums(
+        [&](int64_t n, int64_t i, auto count, Vec &s, Vec &q) {
+          const Vec d = get(x + rows.at(n) + i, count) - get(shift + i, count);
+          s += d;
+          q += d * d;
+        },
+        finish);
+  } else {
+    for (int64_t l = 0; l < rows.count(); l++) finish(l, 0, 0);
+  }
+  rows.spread(a, [&](int64_t l) { return norms[l].scale(); });
+  rows.spread(b, [&](int64_t l) { return norms[l].shift(); });
+  with_activation(inputs.activation, [&](auto kind) {
+    for (int64_t n = 0; n < batch; n++)
+      sweep(row, [&](int64_t i, auto count) {
+        const Vec z = get(x + rows.at(n) + i, count) * get(a + i, count) + get(b + i, count);
+        put(y + rows.at(n) + i, activate<kind.value>(z), count);
+      });
+  });
+}
+
+void norm_backward_rows(const NormValues &values, const NormRows &rows, int64_t batch, int64_t size, const float *x,
+                        const float *dy, float *dx, float *dgamma, float *dbeta) {
+  const int64_t row = rows.row();
+  float *scale = scratch(kInputSlot, 5 * row), *shift = scale + row, *mean = shift + row;
+  float *offset = mean + row, *factor = offset + row;
+  rows.spread(scale, [&](int64_t l) { return values.channel(rows.first() + l).scale(); });
+  rows.spread(shift, [&](int64_t l) { return values.channel(rows.first() + l).shift(); });
+  rows.spread(mean, [&](int64_t l) { return values.mean[rows.first() + l]; });
+  with_activation(values.activation, [&](auto kind) {
+    const auto gradient = [&](int64_t n, int64_t i, auto count, Vec value) {
+      return get(dy + rows.at(n) + i, count) * slope<kind.value>(value * get(scale + i, count) + get(shift + i, count));
+    };
+    double sums_g[kLanes], sums_gx[kLanes];
+    rows.sums(
+        [&](int64_t n, int64_t i, auto count, Vec &s, Vec &q) {
+          const Vec value = get(x + rows.at(n) + i, count), g = gradient(n, i, count, value);
+          s += g;
+          q += g * (value - get(mean + i, count));
+        },
+        [&](int64_t l, double sum_g, double sum_gx) {
+          sums_g[l] = sum_g;
+          sums_gx[l] = sum_gx;
+          dgamma[rows.first() + l] = static_cast<float>(sum_gx * values.inverse[rows.first() + l]);
+          dbeta[rows.first() + l] = static_cast<float>(sum_g);
+        });
+    const double total = values.batch_statistics ? static_cast<double>(batch * size) : HUGE_VAL;
+    rows.spread(offset, [&](int64_t l) { return static_cast<float>(sums_g[l] / total); });
+    rows.spread(factor, [&](int64_t l) {
+      const double inverse = values.inverse[rows.first() + l];
+      return static_cast<float>(sums_gx[l] / total * inverse * inverse);
+    });
+    for (int64_t n = 0; n < batch; n++)
+      sweep(row, [&](int64_t i, auto count) {
+        const Vec value = get(x + rows.at(n) + i, count), g = gradient(n, i, count, value);
+        const Vec centred = (value - get(mean + i, count)) * get(factor + i, count);
+        put(dx + rows.at(n) + i, get(scale + i, count) * (g - get(offset + i, count) - centred), count);
+      });
+  });
+}
 
 NormInputs norm_inputs(void **data, const NormSettings &settings) {
   return {static_cast<const float *>(data[0]),

@@ -68,6 +68,12 @@ OPERATOR(norm_forward, NormSettings, "NCHW C C C C S -> NCHW C C") {
   const NormInputs inputs = norm_inputs(data + 1, settings);
   float *y = output(data[6]), *mean = output(data[7]), *inverse = output(data[8]);
   const int64_t batch = shapes[0][0], channels = shapes[0][1], size = shapes[0][2] * shapes[0][3];
+  if (size <= kSmallMap) {
+    parallel((channels + kLanes - 1) / kLanes, [&](int64_t block) {
+      norm_forward_rows(inputs, NormRows(batch, channels, size, block), batch, size, x, y, mean, inverse);
+    });
+    return 0;
+  }
   parallel(channels, [&](int64_t c) {
     Moments moments;
     if (inputs.batch_statistics)
@@ -82,12 +88,18 @@ OPERATOR(norm_forward, NormSettings, "NCHW C C C C S -> NCHW C C") {
 
 // Inputs x, dy, gamma, beta, mean, inverse, settings; outputs dx, dgamma, dbeta.
 OPERATOR(norm_backward, NormSettings, "NCHW NCHW C C C C S -> NCHW C C") {
-  const float *x = floats(data[0]), *dy = floats(data[1]), *gamma = floats(data[2]), *beta = floats(data[3]);
-  const float *mean = floats(data[4]), *inverse = floats(data[5]);
+  const float *x = floats(data[0]), *dy = floats(data[1]);
+  const NormValues values = norm_values(data + 2, settings);
   float *dx = output(data[7]), *dgamma = output(data[8]), *dbeta = output(data[9]);
   const int64_t batch = shapes[0][0], channels = shapes[0][1], size = shapes[0][2] * shapes[0][3];
+  if (size <= kSmallMap) {
+    parallel((channels + kLanes - 1) / kLanes, [&](int64_t block) {
+      norm_backward_rows(values, NormRows(batch, channels, size, block), batch, size, x, dy, dx, dgamma, dbeta);
+    });
+    return 0;
+  }
   parallel(channels, [&](int64_t c) {
-    const Norm norm{gamma[c], beta[c], mean[c], inverse[c], static_cast<int>(settings.activation)};
+    const Norm norm = values.channel(c);
     NormGradient sums;
     float *g = scratch(kGradientSlot, batch * size);
     for (int64_t n = 0; n < batch; n++) {
@@ -96,7 +108,7 @@ OPERATOR(norm_backward, NormSettings, "NCHW NCHW C C C C S -> NCHW C C") {
     }
     dgamma[c] = sums.gamma(norm);
     dbeta[c] = sums.beta();
-    const NormInputGradient gradient(norm, sums, static_cast<double>(batch * size), settings.batch_statistics != 0);
+    const NormInputGradient gradient(norm, sums, static_cast<double>(batch * size), values.batch_statistics);
     const bool past_cache = goes_past_cache(dx, size, batch * channels * size);
     for (int64_t n = 0; n < batch; n++) {
       const int64_t at = (n * channels + c) * size;

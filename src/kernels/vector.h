@@ -195,6 +195,7 @@ inline void deal(Vec &a, Vec &b) { deal_lanes(a, b, std::make_integer_sequence<i
 inline void merge(Vec &even, Vec &odd) { merge_lanes(even, odd, std::make_integer_sequence<int, kLanes>()); }
 
 // Calls body(position, count of the first vector, count of the second vector) for each pair of vectors of `size` elements.
+// The second count may be 0.
 template <class Body>
 inline void sweep_pairs(int64_t size, Body body) {
   constexpr std::integral_constant<int64_t, kLanes> full{};
