@@ -29,19 +29,22 @@ struct Arguments {
 
   // A signature such as "NCHW C S -> NCHW" has a word for each argument and a character for each of its dimensions. A
   // digit is the size itself. A letter stands for the same size everywhere. "S" alone is the vector of `settings`
-  // numbers; its position is stored in `settings_at`. The arrow has no effect.
+  // numbers; its position is stored in `settings_at`. A star stands before an argument of bytes (uint8); the others are
+  // float32. The arrow has no effect.
   bool match(const char *signature, int64_t settings, int *settings_at) const {
     int64_t sizes[128];
     std::fill(sizes, sizes + 128, int64_t{-1});
     int i = 0;
     for (const char *at = signature; *at != '\0';) {
+      const bool bytes = *at == '*';
+      if (bytes) at++;
       const size_t length = std::strcspn(at, " ");
       const std::string word(at, length);
       at += length + std::strspn(at + length, " ");
       if (word == "->") continue;
       if (i == count) return complain("too few arguments", signature);
-      if (std::strcmp(types[i], "float32") != 0)
-        return complain("argument " + std::to_string(i) + " is " + types[i], "float32");
+      const char *type = bytes ? "uint8" : "float32";
+      if (std::strcmp(types[i], type) != 0) return complain("argument " + std::to_string(i) + " is " + types[i], type);
       const int64_t *shape = shapes[i];
       if (word == "S") {
         sizes[static_cast<int>('S')] = settings;

@@ -24,6 +24,20 @@ def norm_settings(norm: nn.BatchNorm2d, act: Optional[nn.Cell], batch_statistics
     return NormSettings(norm.eps, 1 - norm.momentum, activation_name(act), batch_statistics)
 
 
+class Preprocess(nn.Cell):
+    """The normalisation of images and their conversion from (N, H, W, C) to (N, C, H, W)."""
+
+    def __init__(self, library: Path, preprocess: nn.Cell) -> None:
+        super().__init__()
+        self.mean, self.scale = preprocess.mean, preprocess.scale
+        self.channel_means = ms.Tensor(preprocess.mean.asnumpy().reshape(-1))
+        self.channel_scales = ms.Tensor(preprocess.scale.asnumpy().reshape(-1))
+        self.operator = operators.preprocess(library)
+
+    def construct(self, images: ms.Tensor) -> ms.Tensor:
+        return self.operator(images, self.channel_means, self.channel_scales)
+
+
 class Norm(nn.Cell):
     """BatchNorm and activation in one operator."""
 

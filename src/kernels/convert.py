@@ -54,7 +54,7 @@ class Kernels:
     """Replaces layers of a network by Cells that call the native kernels of a `library`.
 
     A cell's method `fuse(kernels)`, if it has one, decides which of its layers are computed together. It calls `join`,
-    `average_pool` or `ghost`, and may return a native Cell that replaces the whole cell.
+    `average_pool`, `ghost` or `preprocess`, and may return a native Cell that replaces the whole cell.
     """
 
     def __init__(self, library: Path) -> None:
@@ -115,6 +115,10 @@ class Kernels:
         for layer in (before, after):
             layer.norm, layer.act = nn.Identity(), None
         return True
+
+    def preprocess(self, preprocess: nn.Cell) -> nn.Cell:
+        """Return the native Cell for the normalisation of images."""
+        return cells.Preprocess(self.library, preprocess)
 
     def average_pool(self, channels: int) -> nn.Cell:
         """Return the native Cell for 3x3 average pooling at stride 2, padded by 1."""

@@ -62,6 +62,22 @@ Patches<Float> patches(Float *images, const int64_t *shape, const int64_t *weigh
 
 extern "C" void set_threads(int count) { Pool::instance().set_threads(count); }
 
+// Inputs images, mean, factor; output y = (image - mean) * factor, channel by channel.
+OPERATOR(preprocess, NoSettings, "*NHWC C C -> NCHW") {
+  const uint8_t *images = static_cast<const uint8_t *>(data[0]);
+  const float *mean = floats(data[1]), *factor = floats(data[2]);
+  float *y = output(data[3]);
+  const int64_t height = shapes[0][1], width = shapes[0][2], channels = shapes[0][3];
+  parallel(shapes[0][0] * height, [&](int64_t row) {
+    const uint8_t *pixels = images + row * width * channels;
+    for (int64_t c = 0; c < channels; c++) {
+      float *to = y + ((row / height * channels + c) * height + row % height) * width;
+      for (int64_t x = 0; x < width; x++) to[x] = (static_cast<float>(pixels[x * channels + c]) - mean[c]) * factor[c];
+    }
+  });
+  return 0;
+}
+
 // Inputs x, gamma, beta, moving mean and variance, settings; outputs y, mean, inverse.
 OPERATOR(norm_forward, NormSettings, "NCHW C C C C S -> NCHW C C") {
   const float *x = floats(data[0]);

@@ -1,4 +1,4 @@
-"""The native kernels as MindSpore operators. All tensors are float32; feature maps are (N, C, H, W).
+"""The native kernels as MindSpore operators. All tensors but images are float32; feature maps are (N, C, H, W).
 
 Each factory takes the path of the compiled library. It returns a function of tensors that MindSpore can differentiate.
 """
@@ -62,6 +62,18 @@ def norm_values(norm: Optional[NormSettings]) -> dict[str, float]:
 def tensor(values: tuple[float, ...]) -> ms.Tensor:
     """Return an operator's input of settings."""
     return ms.Tensor(np.array(values, np.float32))
+
+
+def preprocess(library: Path) -> Operator:
+    """Return the normalisation of images: f(images, mean, factor) -> (images - mean) * factor, as (N, C, H, W).
+
+    `images` is uint8 (N, H, W, C), `mean` and `factor` are (C,). There are no gradients.
+    """
+
+    def bprop(images, mean, factor, out, dout):
+        return ops.zeros_like(images), ops.zeros_like(mean), ops.zeros_like(factor)
+
+    return custom(library, "preprocess", lambda images, *_: (images[0], images[3], *images[1:3]), 1, bprop)
 
 
 def norm_activation(library: Path, norm: NormSettings) -> Operator:

@@ -11,6 +11,7 @@ import numpy as np
 from mindspore import nn, ops
 
 from src.errors import UserError
+from src.models.declaration import NativeKernels
 
 
 class Preprocess(nn.Cell):
@@ -29,6 +30,10 @@ class Preprocess(nn.Cell):
         # shapes of this order.
         pixels = ops.cast(ops.transpose(images, (0, 3, 1, 2)), ms.float32)
         return (pixels - self.mean) * self.scale
+
+    def fuse(self, kernels: NativeKernels) -> nn.Cell:
+        """Return the native Cell that computes all steps in one pass."""
+        return kernels.preprocess(self)
 
 
 class Classifier(nn.Cell):

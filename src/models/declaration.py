@@ -61,5 +61,8 @@ class NativeKernels(Protocol):
     def average_pool(self, channels: int) -> nn.Cell:
         """Return the native Cell for 3x3 average pooling at stride 2, padded by 1."""
 
+    def preprocess(self, preprocess: nn.Cell) -> nn.Cell:
+        """Return the native Cell for the normalisation of images."""
+
     def ghost(self, module: nn.Cell) -> Optional[nn.Cell]:
         """Return the native Cell that replaces a `GhostModule`, or None if the kernels do not support it."""

@@ -278,3 +278,12 @@ def test_arguments_that_do_not_fit_are_an_error(library, capfd, name, out_shape,
     with pytest.raises(RuntimeError, match=name):
         operator(*(ms.Tensor(np.ones(shape, np.float32)) for shape in inputs)).asnumpy()
     assert f"error: native kernel {name}: {message}" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 7, 3), (1, 1, 1, 1), (3, 16, 17, 4)])
+def test_preprocess(library, shape):
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    mean, factor = random(shape[3:], 1, 30, 120), random(shape[3:], 2, 0.01, 0.02)
+    actual = operators.preprocess(library)(ms.Tensor(images), ms.Tensor(mean), ms.Tensor(factor)).asnumpy()
+    expected = ((images.astype(np.float64) - mean) * factor).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
