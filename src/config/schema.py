@@ -425,7 +425,8 @@ class CheckpointConfig(Section):
 class RuntimeConfig(Section):
     device: Literal["auto", "cpu", "gpu", "ascend"] = "auto"  # auto: Ascend if available, else GPU, else CPU
     mode: Literal["graph", "pynative"] = "graph"  # graph: compiled steps; pynative: op by op, for debugging
-    # Kernels on the CPU. native: of this project; stock: MindSpore's operators; auto: native if they can be built.
+    # Kernels on the CPU. native: of this project; stock: MindSpore's operators; auto: native if they can be built and
+    # the processor has the instructions that make them faster (docs/kernels.md).
     kernels: Literal["auto", "native", "stock"] = "auto"
     # float16, bfloat16: mixed precision, on Ascend and GPU only, if the device computes with these numbers.
     precision: Literal["float32", "float16", "bfloat16"] = "float32"

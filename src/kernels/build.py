@@ -1,4 +1,7 @@
-"""Compile the native kernels with the user's C++ compiler: once per source, compiler, set of flags and CPU."""
+"""Compile the native kernels with the user's C++ compiler: once per source, compiler, set of flags and CPU.
+
+The environment variables CXX and CXXFLAGS name another compiler and further flags, as for make.
+"""
 
 import ctypes
 import hashlib
@@ -6,12 +9,11 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
-import mindspore as ms
-
-from src.files import cache_folder, make_parent, replacing
+from src.files import cache_folder, make_parent, naming, publish
 
 SOURCE = Path(__file__).with_name("operators.cpp")  # includes the headers beside it
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
@@ -29,12 +31,7 @@ def build() -> Path:
     Raise `UnavailableError` if it cannot be compiled.
     """
     compiler = find_compiler()
-    onednn = next((Path(ms.__file__).parent / "lib").glob("libdnnl.so.*"), None)
-    if onednn is None:
-        raise UnavailableError(
-            "MindSpore's oneDNN library, which the kernels use, is missing (expected lib/libdnnl.so.*)"
-        )
-    command = [*compiler, *FLAGS, *os.environ.get("CXXFLAGS", "").split(), str(SOURCE), str(onednn)]
+    command = [*compiler, *FLAGS, *os.environ.get("CXXFLAGS", "").split(), str(SOURCE)]
     version = start([*compiler, "--version"]).stdout
     sources = [path.read_text("utf-8") for path in (SOURCE, *sorted(SOURCE.parent.glob("*.h")))]
     parts = [*sources, version, " ".join(command), cpu()]
@@ -81,7 +78,11 @@ def compile_library(command: list[str], library: Path) -> None:
     reason = "the kept library is damaged" if library.exists() else "first run only"
     print(f"compiling the native kernels with {command[0]} ({reason}) ...", flush=True)
     began = time.perf_counter()
-    with replacing(make_parent(library), f".{os.getpid()}") as partial:
+    make_parent(library)
+    prefix = f".{library.name}-"
+    # A random name, because the numbers of processes are not unique where containers share the cache folder.
+    with naming(library, prefix), tempfile.TemporaryDirectory(dir=library.parent, prefix=prefix) as folder:
+        partial = Path(folder) / library.name
         done = start([*command, "-o", str(partial)])
         if done.returncode or not partial.exists():
             lines = (line for line in done.stderr.splitlines() if "error" in line)
@@ -89,6 +90,7 @@ def compile_library(command: list[str], library: Path) -> None:
             raise UnavailableError(f"{command[0]} failed to compile them: {problem.strip()}; {HOW}")
         content = partial.read_bytes()
         partial.write_bytes(content + hashlib.sha256(content).digest())
+        publish({partial: library})
     print(f"compiled in {time.perf_counter() - began:.0f} s: {library}", flush=True)
 
 
@@ -110,6 +112,19 @@ def find_compiler() -> list[str]:
         if shutil.which(command[0]):
             return command
     raise UnavailableError(f"no C++ compiler is installed{f' as CXX={named[0]}' if named else ''}; {HOW}")
+
+
+def is_fast() -> bool:
+    """Return whether the kernels can be faster than MindSpore's operators on this CPU.
+
+    They keep 12 to 24 vectors of 8 or 16 floats in registers, and need multiplication and addition in one instruction.
+    Processors with x86-64 have both from AVX2 with FMA on. With SSE only, the compiler keeps the vectors in memory,
+    while MindSpore's oneDNN has code for SSE 4.1. All 64-bit ARM processors have 32 registers and the instruction.
+    """
+    if platform.machine() != "x86_64":
+        return True
+    flags = cpu().split()
+    return "avx2" in flags and "fma" in flags
 
 
 def cpu() -> str:

@@ -1,6 +1,5 @@
 """`use_kernels` replaces a network's layers by native CPU kernels, for training and evaluation."""
 
-import os
 from pathlib import Path
 from typing import Optional
 
@@ -11,13 +10,16 @@ from src.config.schema import RuntimeConfig
 from src.errors import UserError
 from src.kernels import build, cells, operators
 from src.models.layers import AddReLU, ChannelConcat, ChannelSplit, ConvNormAct, GlobalPool, SqueezeExcite
+from src.processors import usable
 
 
-def use_kernels(network: nn.Cell, runtime: RuntimeConfig) -> None:
+def use_kernels(network: nn.Cell, runtime: RuntimeConfig, sharing: int = 1) -> None:
     """Replace layers of a network by native kernels where possible, as `runtime.kernels` says.
 
-    The parameters and their names stay. With `auto`, MindSpore's operators are used on other devices, and also if the
-    kernels cannot be built; then a line on stdout gives the reason. With `native`, both cases raise `UserError`.
+    The parameters and their names stay. With `auto`, MindSpore's operators are used on other devices, on CPUs where the
+    kernels are slower, and if the kernels cannot be built; in the last two cases a line on stdout gives the reason.
+    With `native`, other devices and kernels that cannot be built raise `UserError`. The kernels use the processors that
+    this process may use, divided by the number of processes `sharing` them, but at most `runtime_num_threads`.
     """
     if runtime.kernels == "stock":
         return
@@ -26,9 +28,16 @@ def use_kernels(network: nn.Cell, runtime: RuntimeConfig) -> None:
         if runtime.kernels == "native":
             raise UserError(f"runtime.kernels: native is supported on the CPU only (found {device}); use auto or stock")
         return
+    if runtime.kernels == "auto" and not build.is_fast():
+        print(
+            "native kernels need a processor with AVX2 and FMA to be faster, so this run has MindSpore's operators; "
+            "runtime.kernels=native uses the kernels anyway",
+            flush=True,
+        )
+        return
     try:
         library = build.build()
-        build.load(library, threads=min(len(os.sched_getaffinity(0)), ms.get_context("runtime_num_threads")))
+        build.load(library, threads=min(max(1, usable() // sharing), ms.get_context("runtime_num_threads")))
     except build.UnavailableError as reason:
         if runtime.kernels == "native":
             raise UserError(f"runtime.kernels: native kernels are not available: {reason}") from None

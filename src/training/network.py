@@ -77,7 +77,7 @@ def prepare_network(
 
     # Validation looks for BatchNorms, so it comes before the native kernels, which replace BatchNorms by other cells.
     validation = Validation(config, classifier, train_samples, test_batches, ranks, average)
-    use_kernels(classifier, config.runtime)
+    use_kernels(classifier, config.runtime, ranks.sharing())
     return ReadyNetwork(classifier, config, scaler, average, validation, params, macs)
 
 

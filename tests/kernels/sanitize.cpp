@@ -1,11 +1,18 @@
-// Calls every kernel on odd shapes. The heap buffers have exactly the size of their tensors. Compiled with the address
-// and undefined-behaviour sanitizers, the program ends with an error at the first access outside a buffer.
+// Calls every kernel on odd shapes, from two threads at once, while a third thread changes the number of threads of the
+// pool. The heap buffers have exactly the size of their tensors. Compiled with the address and undefined-behaviour
+// sanitizers, the program ends with an error at the first access outside a buffer; with the thread sanitizer, at the
+// first data race. A child process after fork() must be able to call kernels too.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
 #include <memory>
 #include <numeric>
+#include <thread>
 #include <vector>
 
 typedef int Kernel(int, void **, int *, int64_t **, const char **, void *, void *);
@@ -61,8 +68,7 @@ void run(Kernel *kernel, T... list) {
   call(kernel, std::move(tensors));
 }
 
-int main() {
-  set_threads(2);
+void call_all() {
   const Shape shapes[] = {{4, 8, 14, 14}, {2, 6, 15, 13}, {1, 3, 1, 1}, {3, 1, 7, 7}, {2, 16, 8, 33}, {2, 4, 2, 3}};
   for (const Shape &s : shapes) {
     const int64_t n = s[0], c = s[1], h = s[2], w = s[3];
@@ -119,5 +125,32 @@ int main() {
     run(add_relu_forward, v(s), v(s), v(s));
     run(add_relu_backward, v(s), v(s), v(s));
   }
-  std::puts("clean");
+}
+
+int main() {
+  set_threads(3);
+  std::atomic<bool> done{false};
+  std::thread changing([&] {
+    for (int count = 1; !done; count = count % 4 + 1) {
+      set_threads(count);
+      std::this_thread::yield();
+    }
+  });
+  std::thread other(call_all);
+  call_all();
+  other.join();
+  done = true;
+  changing.join();
+  set_threads(2);
+  const Shape shape{2, 16, 8, 33};
+  run(add_relu_forward, values(shape), values(shape), values(shape));
+  if (const pid_t child = fork()) {
+    int status = 1;
+    waitpid(child, &status, 0);
+    if (status != 0) return 1;
+    std::puts("clean");
+    return 0;
+  }
+  run(add_relu_forward, values(shape), values(shape), values(shape));
+  _exit(0);
 }
