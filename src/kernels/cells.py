@@ -1,7 +1,7 @@
 """Cells that call the native operators. They keep the parameters of the stock Cells that they replace."""
 
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import mindspore as ms
 import numpy as np
@@ -75,6 +75,27 @@ class Dense(nn.Cell):
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         return self.operator(x, self.weight)
+
+
+class ConvolutionNorm(nn.Cell):
+    """A 1x1 convolution or a `Dense` one with the BatchNorm and activation after it: one operator in inference."""
+
+    def __init__(self, library: Path, convolution: Union[Pointwise, Dense], pair: NormAct, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.convolution, self.norm = convolution, Norm(library, *pair)
+        settings = norm_settings(*pair, batch_statistics=False)
+        if isinstance(convolution, Pointwise):
+            self.infer_operator = operators.pointwise_norm(library, settings)
+        else:
+            self.infer_operator = operators.dense_norm(library, conv.stride[0], conv.kernel_size[0] // 2, settings)
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        if self.training:
+            return self.norm(self.convolution(x))
+        norm = self.norm
+        return self.infer_operator(
+            x, self.convolution.weight, norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance
+        )
 
 
 class Depthwise(nn.Cell):

@@ -146,9 +146,15 @@ class Kernels:
             layer.conv = cells.Depthwise(self.library, None, layer.conv, (layer.norm, layer.act))
             layer.norm, layer.act = nn.Identity(), None
             return
+        native = self.convolution(layer.conv) if isinstance(layer.conv, nn.Conv2d) else None
+        if is_layer(layer) and isinstance(native, (cells.Pointwise, cells.Dense)):
+            layer.conv = cells.ConvolutionNorm(self.library, native, (layer.norm, layer.act), layer.conv)
+            layer.norm, layer.act = nn.Identity(), None
+            return
         if is_layer(layer):
             layer.norm, layer.act = cells.Norm(self.library, layer.norm, layer.act), None
-        self.convert_convolution(layer)
+        if native is not None:
+            layer.conv = native
 
     def convert_convolution(self, layer: ConvNormAct) -> None:
         """Replace the convolution of a `ConvNormAct` if the kernels support it."""

@@ -83,6 +83,11 @@ struct NormInputs {
   int activation;
   bool present, batch_statistics;
 
+  Norm with_moving_statistics(int64_t c) const {
+    const double inverse = 1 / std::sqrt(static_cast<double>(moving_variance[c]) + epsilon);
+    return {gamma[c], beta[c], moving_mean[c], static_cast<float>(inverse), activation};
+  }
+
   // Computes the statistics of channel `c`, updates its moving statistics, and stores `mean` and `inverse` for the
   // backward pass.
   Norm finish(int64_t c, const Statistics &statistics, float *mean, float *inverse) const {

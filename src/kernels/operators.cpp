@@ -198,6 +198,20 @@ OPERATOR(pointwise_forward, NoSettings, "NCHW OI11 -> NOHW") {
   return 0;
 }
 
+// For inference. Inputs x, weight, gamma, beta, moving mean and variance, settings; output y.
+OPERATOR(pointwise_norm, NormSettings, "NCHW OI11 O O O O S -> NOHW") {
+  if (!fits(arguments, shapes[0], 1)) return kMismatch;
+  const Pointwise op(shapes[0], shapes[1]);
+  const float *x = floats(data[0]), *weight = floats(data[1]);
+  const NormInputs norm = norm_inputs(data + 2, settings);
+  float *y = output(data[7]);
+  for (int64_t g = 0; g < op.groups; g++) {
+    const PackedWeights weights(weight + g * op.out * op.in, op.out, op.in, norm, g * op.out);
+    multiply(weights, op.group(x, op.in_channels, g), op.group(y, op.out_channels, g), op.columns());
+  }
+  return 0;
+}
+
 // Inputs x, dy, weight; outputs dx, dweight.
 OPERATOR(pointwise_backward, NoSettings, "NCHW NOHW OI11 -> NCHW OI11") {
   if (!fits(arguments, shapes[0], 2)) return kMismatch;
@@ -349,6 +363,16 @@ OPERATOR(dense_forward, DenseSettings, "NCHW OCKK S -> NOhw") {
   const int64_t out = shapes[1][0], size = x.out_size();
   const PackedWeights weights(floats(data[1]), out, x.rows(), x.rows(), 1);
   multiply(weights, x, Channels<float>{output(data[3]), size, out * size, size}, shapes[0][0] * size);
+  return 0;
+}
+
+// For inference. Inputs x, weight, gamma, beta, moving mean and variance, settings; output y.
+OPERATOR(dense_norm, DenseNormSettings, "NCHW OCKK O O O O S -> NOhw") {
+  const auto x = patches(floats(data[0]), shapes[0], shapes[1], settings.convolution);
+  if (!arguments.has_shape(7, {shapes[0][0], shapes[7][1], x.out_height, x.out_width})) return kMismatch;
+  const int64_t out = shapes[1][0], size = x.out_size();
+  const PackedWeights weights(floats(data[1]), out, x.rows(), norm_inputs(data + 2, settings.norm), 0);
+  multiply(weights, x, Channels<float>{output(data[7]), size, out * size, size}, shapes[0][0] * size);
   return 0;
 }
 

@@ -155,11 +155,6 @@ def pointwise(library: Path) -> Operator:
 def dense(library: Path, stride: int, padding: int) -> Operator:
     """Return an ungrouped KxK convolution for few input channels: f(x, weight) -> y."""
     settings = tensor(numbers("DenseSettings", {"stride": stride, "padding": padding}))
-
-    def out_shape(x, weight, _):
-        height, width = ((side + 2 * padding - weight[2]) // stride + 1 for side in x[2:])
-        return x[0], weight[0], height, width
-
     weight_gradient = custom(library, "dense_weight_gradient", lambda x, dy, weight, _: weight, 1)
     input_gradient = custom(library, "dense_input_gradient", lambda x, dy, weight, _: x, 1)
 
@@ -171,10 +166,68 @@ def dense(library: Path, stride: int, padding: int) -> Operator:
             ops.zeros_like(settings),
         )
 
-    forward = custom(library, "dense_forward", out_shape, 1, bprop, (stride, padding))
+    forward = custom(library, "dense_forward", dense_shape(stride, padding), 1, bprop, (stride, padding))
 
     def function(x, weight):
         return forward(x, weight, settings)
+
+    return function
+
+
+def dense_shape(stride: int, padding: int) -> Callable[..., Shape]:
+    """Return the function of the shapes of x and weight that gives the shape of a KxK convolution's output."""
+
+    def out_shape(x, weight, *_):
+        height, width = ((side + 2 * padding - weight[2]) // stride + 1 for side in x[2:])
+        return x[0], weight[0], height, width
+
+    return out_shape
+
+
+def pointwise_norm(library: Path, norm: NormSettings) -> Operator:
+    """Return a 1x1 convolution with BatchNorm and activation for inference, where the norm has moving statistics.
+
+    f(x, weight, gamma, beta, moving_mean, moving_variance) -> y.
+    """
+    out_shape = lambda x, weight, *_: (x[0], weight[0], *x[2:])  # noqa: E731
+    return convolution_norm(library, "pointwise_norm", out_shape, norm_values(norm), norm, pointwise(library))
+
+
+def dense_norm(library: Path, stride: int, padding: int, norm: NormSettings) -> Operator:
+    """Return `dense` with BatchNorm and activation for inference, as in `pointwise_norm`."""
+    values = {"convolution": {"stride": stride, "padding": padding}, "norm": norm_values(norm)}
+    convolution = dense(library, stride, padding)
+    return convolution_norm(library, "dense_norm", dense_shape(stride, padding), values, norm, convolution)
+
+
+def convolution_norm(
+    library: Path,
+    function_name: str,
+    out_shape: Callable[..., Shape],
+    values: dict[str, Any],
+    norm: NormSettings,
+    convolution: Operator,
+) -> Operator:
+    """Return an operator for inference that computes a `convolution` and the norm after it in one pass.
+
+    Its gradient, which training does not need, is computed by the two operators.
+    """
+    struct = {"pointwise_norm": "NormSettings", "dense_norm": "DenseNormSettings"}[function_name]
+    settings = tensor(numbers(struct, values))
+    normalise = norm_activation(library, norm)
+
+    def separate(x, weight, gamma, beta, moving_mean, moving_variance):
+        return normalise(convolution(x, weight), gamma, beta, moving_mean, moving_variance)
+
+    gradient = ops.GradOperation(get_all=True, sens_param=True)(separate)
+
+    def bprop(x, weight, gamma, beta, moving_mean, moving_variance, settings, out, dout):
+        return (*gradient(x, weight, gamma, beta, moving_mean, moving_variance, dout), ops.zeros_like(settings))
+
+    forward = custom(library, function_name, out_shape, 1, bprop, numbers(struct, values))
+
+    def function(x, weight, gamma, beta, moving_mean, moving_variance):
+        return forward(x, weight, gamma, beta, moving_mean, moving_variance, settings)
 
     return function
 

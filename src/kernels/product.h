@@ -10,6 +10,7 @@
 #include <cstring>
 #include <vector>
 
+#include "norm.h"
 #include "pool.h"
 #include "vector.h"
 
@@ -86,13 +87,16 @@ class PackedWeights {
  public:
   // The element (row, column) of the matrix is weight[row * row_stride + column * column_stride].
   PackedWeights(const float *weight, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride)
-      : rows_(rows), columns_(columns), data_(blocks() * columns * kRows) {
-    parallel(blocks(), [&](int64_t block) {
-      float *to = data_.data() + block * columns * kRows;
-      const int64_t first = block * kRows, count = std::min<int64_t>(kRows, rows - first);
-      for (int64_t c = 0; c < columns; c++)
-        for (int64_t r = 0; r < count; r++) to[c * kRows + r] = weight[(first + r) * row_stride + c * column_stride];
-    });
+      : PackedWeights(weight, rows, columns, row_stride, column_stride, [](int64_t) { return 1.0f; }) {}
+
+  // The same for weights that a BatchNorm with moving statistics and an activation follow: the scale is part of the
+  // weights, and shift and activation are applied to the sums.
+  PackedWeights(const float *weight, int64_t rows, int64_t columns, const NormInputs &norm, int64_t first_channel)
+      : PackedWeights(weight, rows, columns, columns, 1,
+                      [&](int64_t row) { return norm.with_moving_statistics(first_channel + row).scale(); }) {
+    for (int64_t row = 0; row < rows; row++) shifts_.push_back(norm.with_moving_statistics(first_channel + row).shift());
+    shifts_.resize(blocks() * kRows);
+    activation_ = norm.activation;
   }
 
   int64_t rows() const { return rows_; }
@@ -100,9 +104,35 @@ class PackedWeights {
   int64_t blocks() const { return (rows_ + kRows - 1) / kRows; }
   const float *block(int64_t i) const { return data_.data() + i * columns_ * kRows; }
 
+  // Applies shift and activation to the sums of a block.
+  template <int R, int W>
+  void finish(int64_t block, Vec (&sums)[R][W]) const {
+    if (shifts_.empty()) return;
+    with_activation(activation_, [&](auto kind) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++)
+#pragma GCC unroll 3
+        for (int v = 0; v < W; v++) sums[r][v] = activate<kind.value>(sums[r][v] + shifts_[block * kRows + r]);
+    });
+  }
+
  private:
+  template <class Scale>
+  PackedWeights(const float *weight, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride, Scale scale)
+      : rows_(rows), columns_(columns), data_(blocks() * columns * kRows) {
+    parallel(blocks(), [&](int64_t block) {
+      float *to = data_.data() + block * columns * kRows;
+      for (int64_t r = 0; r < std::min<int64_t>(kRows, rows - block * kRows); r++) {
+        const float *from = weight + (block * kRows + r) * row_stride;
+        const float factor = scale(block * kRows + r);
+        for (int64_t c = 0; c < columns; c++) to[c * kRows + r] = from[c * column_stride] * factor;
+      }
+    });
+  }
+
   int64_t rows_, columns_;
-  std::vector<float> data_;
+  std::vector<float> data_, shifts_;
+  int activation_ = kNone;
 };
 
 // sums[r][v] += over k: a[k * a_step + r * a_row] * the vector v of b[k * kColumns].
@@ -143,6 +173,7 @@ void multiply_panel(const PackedWeights &weights, int64_t block, const float *pa
     constexpr int R = r.value, W = w.value;
     Vec sums[R][W] = {};
     accumulate<R, W>(weights.block(block), kRows, 1, panel, weights.columns(), sums);
+    weights.finish(block, sums);
     const int64_t n = from / target.size, position = from % target.size;
     if (position + count <= target.size && count == kColumns && rows == R) {
       to += n * target.image + position;

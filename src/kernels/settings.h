@@ -25,6 +25,11 @@ struct DenseSettings {
   float stride, padding;
 };
 
+struct DenseNormSettings {
+  DenseSettings convolution;
+  NormSettings norm;
+};
+
 struct HalvesSettings {
   float interleaved;  // condition
 };

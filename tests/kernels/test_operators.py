@@ -287,3 +287,25 @@ def test_preprocess(library, shape):
     actual = operators.preprocess(library)(ms.Tensor(images), ms.Tensor(mean), ms.Tensor(factor)).asnumpy()
     expected = ((images.astype(np.float64) - mean) * factor).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_convolution_with_norm_for_inference(library, act, kernel):
+    x, weight = random((3, 3, 7, 9)), random((10, 3, kernel, kernel), 1)
+    gamma, beta, mean, variance = (np.random.default_rng(i).uniform(0.5, 2, 10).astype(np.float32) for i in range(4))
+    settings = operators.NormSettings(1e-3, 0.9, act, batch_statistics=False)
+    if kernel == 1:
+        native = operators.pointwise_norm(library, settings)
+    else:
+        native = operators.dense_norm(library, 2, 1, settings)
+    convolution = ops.Conv2D(10, kernel, pad_mode="pad", pad=kernel // 2, stride=1 if kernel == 1 else 2)
+    activation = ACTIVATIONS[act]() if act else nn.Identity()
+    norm = ops.BatchNorm(is_training=False, epsilon=1e-3)
+
+    def stock(x, weight, gamma, beta):
+        return activation(norm(convolution(x, weight), gamma, beta, ms.Tensor(mean), ms.Tensor(variance))[0])
+
+    actual = run(lambda *inputs: native(*inputs, ms.Tensor(mean), ms.Tensor(variance)), x, weight, gamma, beta)
+    for result, reference in zip(actual, run(stock, x, weight, gamma, beta)):
+        assert_close(result, reference, 1e-4)
