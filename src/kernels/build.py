@@ -115,11 +115,12 @@ def find_compiler() -> list[str]:
 
 
 def is_fast() -> bool:
-    """Return whether the kernels can be faster than MindSpore's operators on this CPU.
+    """Return whether the kernels are faster than MindSpore's operators on this CPU.
 
     They keep 12 to 24 vectors of 8 or 16 floats in registers, and need multiplication and addition in one instruction.
-    Processors with x86-64 have both from AVX2 with FMA on. With SSE only, the compiler keeps the vectors in memory,
-    while MindSpore's oneDNN has code for SSE 4.1. All 64-bit ARM processors have 32 registers and the instruction.
+    Processors with x86-64 have both from AVX2 with FMA on. With SSE only, the compiler keeps the vectors in memory, and
+    the kernels are about as fast as MindSpore's operators. All 64-bit ARM processors have 32 registers and the
+    instruction.
     """
     if platform.machine() != "x86_64":
         return True

@@ -17,7 +17,7 @@ def use_kernels(network: nn.Cell, runtime: RuntimeConfig, sharing: int = 1) -> N
     """Replace layers of a network by native kernels where possible, as `runtime.kernels` says.
 
     The parameters and their names stay. With `auto`, MindSpore's operators are used on other devices, on CPUs where the
-    kernels are slower, and if the kernels cannot be built; in the last two cases a line on stdout gives the reason.
+    kernels are not faster, and if the kernels cannot be built; in the last two cases a line on stdout gives the reason.
     With `native`, other devices and kernels that cannot be built raise `UserError`. The kernels use the processors that
     this process may use, divided by the number of processes `sharing` them, but at most `runtime_num_threads`.
     """
