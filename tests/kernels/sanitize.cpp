@@ -20,7 +20,8 @@ extern "C" {
 void set_threads(int);
 Kernel norm_forward, norm_backward, depthwise_forward, depthwise_backward, pointwise_forward, pointwise_backward,
     dense_forward, dense_weight_gradient, dense_input_gradient, max_pool_forward, max_pool_backward, merge_channels,
-    deal_channels, mean_forward, mean_backward, scale_forward, scale_backward, add_relu_forward, add_relu_backward;
+    deal_channels, mean_forward, mean_backward, scale_forward, scale_backward, add_relu_forward, add_relu_backward, preprocess,
+    pointwise_norm, dense_norm;
 }
 
 typedef std::vector<int64_t> Shape;
@@ -28,6 +29,7 @@ typedef std::vector<int64_t> Shape;
 struct Tensor {
   Shape shape;
   std::unique_ptr<float[]> data;
+  const char *type = "float32";
 };
 
 Tensor values(const Shape &shape) {
@@ -35,6 +37,12 @@ Tensor values(const Shape &shape) {
   Tensor tensor{shape, std::unique_ptr<float[]>(new float[size])};
   for (int64_t i = 0; i < size; i++) tensor.data[i] = static_cast<float>(i * 7919 % 101) / 50 - 0.5f;
   return tensor;
+}
+
+// A tensor of bytes, rounded up to whole floats.
+Tensor bytes(const Shape &shape) {
+  const int64_t size = std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<int64_t>());
+  return {shape, std::unique_ptr<float[]>(new float[(size + 3) / 4]()), "uint8"};
 }
 
 Tensor settings(const std::vector<float> &numbers) {
@@ -47,9 +55,10 @@ void call(Kernel *kernel, std::vector<Tensor> tensors) {
   std::vector<void *> data;
   std::vector<int64_t *> shapes;
   std::vector<int> ranks;
-  std::vector<const char *> types(tensors.size(), "float32");
+  std::vector<const char *> types;
   for (Tensor &tensor : tensors) {
     data.push_back(tensor.data.get());
+    types.push_back(tensor.type);
     shapes.push_back(tensor.shape.data());
     ranks.push_back(static_cast<int>(tensor.shape.size()));
   }
@@ -101,6 +110,9 @@ void call_all() {
       if (c % groups) continue;
       const Shape out{n, 10 * groups, h, w}, weight{10 * groups, c / groups, 1, 1};
       run(pointwise_forward, v(s), v(weight), v(out));
+      const Shape outs{out[1]};
+      run(pointwise_norm, v(s), v(weight), v(outs), v(outs), v(outs), settings(std::vector<float>(outs[0], 1)),
+          settings({1e-5f, 0.9f, 2, 1, 0}), v(out));
       run(pointwise_backward, v(s), v(out), v(weight), v(s), v(weight));
     }
     for (int64_t kernel : {3, 5})
@@ -108,9 +120,12 @@ void call_all() {
         const Shape out{n, 5, (h - 1) / stride + 1, (w - 1) / stride + 1}, weight{5, c, kernel, kernel};
         const auto own = [&] { return settings({float(stride), float(kernel / 2)}); };
         run(dense_forward, v(s), v(weight), own(), v(out));
+        run(dense_norm, v(s), v(weight), v({5}), v({5}), v({5}), settings({1, 1, 1, 1, 1}),
+            settings({float(stride), float(kernel / 2), 1e-5f, 0.9f, 3, 1, 0}), v(out));
         run(dense_weight_gradient, v(s), v(out), v(weight), own(), v(weight));
         run(dense_input_gradient, v(s), v(out), v(weight), own(), v(s));
       }
+    run(preprocess, bytes({n, h, w, c}), v(channels), v(channels), v(s));
     run(max_pool_forward, v(s), v(pooled));
     run(max_pool_backward, v(s), v(pooled), v(s));
     for (float interleaved : {0.0f, 1.0f}) {

@@ -8,7 +8,8 @@ from src.kernels.settings import activation_numbers, numbers, structs
 
 
 def test_settings_have_the_order_of_the_header():
-    assert [*structs()] == ["NoSettings", "NormSettings", "DepthwiseSettings", "DenseSettings", "HalvesSettings"]
+    assert [*structs()["NormSettings"]] == ["epsilon", "momentum", "activation", "present", "batch_statistics"]
+    assert structs()["DepthwiseSettings"]["after"] == "NormSettings"
     assert numbers("DenseSettings", {"padding": 2, "stride": 1}) == (1.0, 2.0)
     norm = operators.norm_values(NormSettings(1e-3, 0.9, "ReLU6", True))
     values = {"before": norm, "after": operators.norm_values(None), "shuffle_groups": 3, "keep": False, "stride": 2}
