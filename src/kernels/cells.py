@@ -29,6 +29,7 @@ class Preprocess(nn.Cell):
 
     def __init__(self, library: Path, preprocess: nn.Cell) -> None:
         super().__init__()
+        self.library = library
         self.mean, self.scale = preprocess.mean, preprocess.scale
         self.channel_means = ms.Tensor(preprocess.mean.asnumpy().reshape(-1))
         self.channel_scales = ms.Tensor(preprocess.scale.asnumpy().reshape(-1))

@@ -48,6 +48,11 @@ def use_kernels(network: nn.Cell, runtime: RuntimeConfig, sharing: int = 1) -> N
     restore_names(network, names)
 
 
+def library_of(network: nn.Cell) -> Optional[Path]:
+    """Return the library of the native kernels that a classifier uses, or None if it uses MindSpore's operators."""
+    return next((cell.library for cell in network.cells() if isinstance(cell, cells.Preprocess)), None)
+
+
 def names_by_id(cell: nn.Cell) -> dict[int, str]:
     """Return {id of a parameter: its name} for the parameters of a cell."""
     return {id(parameter): parameter.name for parameter in cell.get_parameters()}

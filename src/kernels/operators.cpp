@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <string>
+#include <vector>
 
 #include "arguments.h"
 #include "depthwise.h"
@@ -403,5 +405,50 @@ OPERATOR(dense_input_gradient, DenseSettings, "NCHW NOhw OCKK S -> NCHW") {
       dx.unpack(from, count, taps);
     }
   });
+  return 0;
+}
+
+// The weights, the gradients, the velocities, weight decay and factor of the learning rate of each weight, the learning
+// rate, settings; the output is 0. Updates weights and velocities in place: v = momentum v + g + decay w, then
+// w -= rate v, or with Nesterov w -= rate (g + decay w + momentum v).
+extern "C" int sgd(int count, void **data, int *ranks, int64_t **shapes, const char **types, void *, void *) {
+  const Arguments arguments{"sgd", count, ranks, shapes, types};
+  constexpr int kSettings = sizeof(SgdSettings) / sizeof(float);
+  const int weights = (count - 4) / 3;
+  struct Piece {
+    int weight;
+    int64_t from, to;
+  };
+  constexpr int64_t kPiece = 1 << 14;  // elements of a task
+  std::vector<Piece> pieces;
+  if (count != 3 * weights + 4) return arguments.complain("wrong number of arguments", "3 for each weight, and 4"), kMismatch;
+  for (int i = 0; i < count; i++)
+    if (std::strcmp(types[i], "float32") != 0)
+      return arguments.complain("argument " + std::to_string(i) + " is " + types[i], "float32"), kMismatch;
+  if (!arguments.has_shape(3 * weights, {weights, 2}) || !arguments.has_shape(3 * weights + 2, {kSettings})) return kMismatch;
+  for (int w = 0; w < weights; w++) {
+    for (const int other : {weights + w, 2 * weights + w})
+      if (ranks[other] != ranks[w] || !std::equal(shapes[w], shapes[w] + ranks[w], shapes[other]))
+        return arguments.complain("argument " + std::to_string(other) + " has another shape", "that of its weight"), kMismatch;
+    int64_t size = 1;
+    for (int d = 0; d < ranks[w]; d++) size *= shapes[w][d];
+    for (int64_t from = 0; from < size; from += kPiece) pieces.push_back({w, from, std::min(size, from + kPiece)});
+  }
+  const float *rules = floats(data[3 * weights]);
+  SgdSettings settings;
+  std::memcpy(&settings, data[3 * weights + 2], sizeof(settings));
+  parallel(static_cast<int64_t>(pieces.size()), [&](int64_t i) {
+    const auto [w, from, to] = pieces[i];
+    float *weight = output(data[w]) + from, *velocity = output(data[2 * weights + w]) + from;
+    const float *gradient = floats(data[weights + w]) + from;
+    const float decay = rules[2 * w], rate = *floats(data[3 * weights + 1]) * rules[2 * w + 1];
+    sweep(to - from, [&](int64_t at, auto part) {
+      const Vec old = get(weight + at, part), g = get(gradient + at, part) + old * decay;
+      const Vec v = get(velocity + at, part) * settings.momentum + g;
+      put(velocity + at, v, part);
+      put(weight + at, old - (settings.nesterov != 0 ? g + v * settings.momentum : v) * rate, part);
+    });
+  });
+  *output(data[count - 1]) = 0;
   return 0;
 }

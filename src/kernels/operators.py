@@ -317,3 +317,21 @@ def scale(library: Path) -> Operator:
         return backward(x, dout, factors)
 
     return custom(library, "scale_forward", lambda x, factors: x, 1, bprop)
+
+
+def sgd(library: Path, momentum: float, nesterov: bool, rules: list[tuple[float, float]]) -> Operator:
+    """Return the update of all weights by SGD: f(weights, gradients, velocities, rate) -> a Tensor to depend on.
+
+    The first three are tuples of Tensors; `rules` has the weight decay of each weight and its factor of the rate. The
+    operator changes weights and velocities in place, which MindSpore does not know. So an operator that reads them must
+    depend on its output, or come before it because of the data, as the operators that compute the gradients do. That is
+    why one operator has to update all weights: the gradient of one weight is computed from others.
+    """
+    settings = tensor(numbers("SgdSettings", {"momentum": momentum, "nesterov": nesterov}))
+    each = ms.Tensor(np.array(rules, np.float32))
+    operator = custom(library, "sgd", lambda *_: (1,), 1, kind=(momentum, nesterov, rules))
+
+    def function(weights, gradients, velocities, rate):
+        return operator(*weights, *gradients, *velocities, each, rate, settings)
+
+    return function

@@ -30,6 +30,11 @@ struct DenseNormSettings {
   NormSettings norm;
 };
 
+struct SgdSettings {
+  float momentum;
+  float nesterov;  // condition
+};
+
 struct HalvesSettings {
   float interleaved;  // condition
 };

@@ -5,13 +5,16 @@ for a weight. Comments say where such an operator is wrong on the CPU in MindSpo
 """
 
 import math
-from typing import Any
+from pathlib import Path
+from typing import Any, Optional
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
 from src.config.schema import Config
+from src.kernels import operators
+from src.kernels.convert import library_of
 from src.models.classifier import Classifier
 
 Tensors = tuple[ms.Tensor, ...]
@@ -66,16 +69,24 @@ class SGD(Optimizer):
     """Momentum SGD: v = momentum v + g, w -= rate v; with Nesterov w -= rate (g + momentum v).
 
     Sutskever et al., On the importance of initialization and momentum in deep learning, in the form whose velocity does
-    not contain the learning rate. Weight decay is added to the gradient.
+    not contain the learning rate. Weight decay is added to the gradient. `kernels` is the library of the native kernels.
     """
 
-    def __init__(self, groups: Groups, momentum: float, nesterov: bool) -> None:
+    def __init__(self, groups: Groups, momentum: float, nesterov: bool, kernels: Optional[Path] = None) -> None:
         super().__init__(groups)
+        # One native operator for all weights: on a CPU, to start an operator for each takes longer than its work.
+        rules = [(decay, factor) for parameters, decay, factor in groups for _ in parameters]
+        self.native = kernels and operators.sgd(kernels, momentum, nesterov, rules)
         # nn.Momentum is not used, because its Nesterov option has no effect on the CPU in MindSpore 2.7.
         self.rules = [ops.SGD(0.0, decay, nesterov) for decay in self.decays]
         self.velocities = self.make_slot("velocity")
         self.fresh = self.make_slot("fresh")  # flag of the operator for the first step; zero works for all steps
         self.momentum = ms.Tensor(momentum, ms.float32)
+
+    def construct(self, gradients: Tensors, rate: ms.Tensor) -> Tensors:
+        if self.native is not None:
+            return (self.native(self.parameters, gradients, self.velocities, rate),)
+        return super().construct(gradients, rate)
 
     def update(self, group: int, members: slice, gradients: Tensors, rate: ms.Tensor, shared: Tensors) -> Tensors:
         rule = ops.partial(update_sgd, self.rules[group], rate, self.momentum)
@@ -280,7 +291,7 @@ def create_optimizer(config: Config, classifier: Classifier) -> Optimizer:
         for (in_head, is_weight), parameters in by_kind.items()
     ]
     if settings.name == "sgd":
-        return SGD(groups, settings.momentum, settings.nesterov)
+        return SGD(groups, settings.momentum, settings.nesterov, library_of(classifier))
     if settings.name == "rmsprop":
         return RMSProp(groups, settings.momentum, settings.rho, settings.epsilon)
     if settings.name == "lion":
