@@ -69,7 +69,7 @@ class SGD(Optimizer):
     """Momentum SGD: v = momentum v + g, w -= rate v; with Nesterov w -= rate (g + momentum v).
 
     Sutskever et al., On the importance of initialization and momentum in deep learning, in the form whose velocity does
-    not contain the learning rate. Weight decay is added to the gradient. `kernels` is the library of the native kernels.
+    not contain the learning rate. Weight decay is added to the gradient. `kernels` is the library of native kernels.
     """
 
     def __init__(self, groups: Groups, momentum: float, nesterov: bool, kernels: Optional[Path] = None) -> None:

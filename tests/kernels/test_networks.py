@@ -9,6 +9,7 @@ from src.config.load import make_config
 from src.kernels import build as build_module
 from src.kernels.convert import use_kernels
 from src.models import NETWORKS, create_model
+from src.training import optimizer as optimizer_module
 from src.training.optimizer import create_optimizer
 from src.training.step import TrainStep
 
@@ -118,3 +119,25 @@ def test_frozen_part_keeps_weights_and_statistics(name, part):
     assert not changed & frozen
     statistics = {key for key in before if "moving" in key} - frozen
     assert statistics <= changed
+
+
+@pytest.mark.parametrize("mode", ["graph", "pynative"])
+def test_sgd_for_all_weights_at_once_updates_as_for_each_weight(mode, monkeypatch):
+    """Groups with other rates and decays: no weight may change before the gradients that need it are there."""
+    images = ms.Tensor(np.random.default_rng(1).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8))
+    labels = ms.Tensor(np.int32([0, 3, 6, 1]))
+    changes = []
+    for library in (optimizer_module.library_of, lambda network: None):
+        monkeypatch.setattr(optimizer_module, "library_of", library)
+        network = build("mobilenet_v1", {"stem_stride": 1}, "native").set_train(True)
+        before = {parameter.name: parameter.asnumpy().copy() for parameter in network.trainable_params()}
+        config = make_config({"optimizer": {"lr": 0.1, "head_lr": 0.5, "weight_decay": 0.1}, "runtime": {"mode": mode}})
+        step = TrainStep(network, create_optimizer(config, network), config)
+        step.begin(np.float32([0.1]))
+        step(images, labels)
+        after = {parameter.name: parameter.asnumpy() for parameter in network.trainable_params()}
+        changes.append({name: after[name] - value for name, value in before.items()})
+    largest = max(np.abs(change).max() for change in changes[1].values())
+    assert largest > 0.1
+    for name, expected in changes[1].items():
+        np.testing.assert_allclose(changes[0][name], expected, atol=1e-5 * largest, err_msg=name)
