@@ -37,7 +37,7 @@ def saved_graphs(folder):
     finally:
         ms.set_context(save_graphs=0)
         os.environ.pop("MS_DEV_DUMP_IR_PASSES")
-        for path in sorted(folder.glob(f"*_{PASS}_*.ir")):
+        for path in sorted(folder.rglob(f"*_{PASS}_*.ir")):
             for name, inputs, outputs in NODE.findall(path.read_text()):
                 if name not in STRUCTURE:
                     nodes.append(Node(name, tensors(inputs), tensors(outputs)))

@@ -2,7 +2,7 @@
 
 python tools/doctor.py
 
-It takes about two and a half minutes on two processor cores. It writes everything to doctor.json, which you can
+It takes about two minutes on two processor cores. It writes everything to doctor.json, which you can
 attach to a question. The exit code is 1 if a line is wrong. docs/scale.md explains the lines.
 """
 

@@ -29,6 +29,7 @@ from src.training.window import Window
 
 STEPS, TEST_IMAGES = 5, 32
 TIMED_STEPS = 10
+RATES = TIMED_STEPS + 1  # learning rates of both; a table of another length would compile the step again
 SIDE, BATCH = 32, 16  # of the compared steps
 # On an accelerator, the speed is measured with images and batches of the usual size.
 TIMED_SIDE, TIMED_BATCH = 224, 64
@@ -94,10 +95,10 @@ def train(config: Config, ranks: Optional[Ranks] = None, timed: Optional[Config]
     before = values(classifier)
 
     classifier.set_train(True)
-    step.begin(np.full(STEPS, config.optimizer.lr, np.float32))
+    step.begin(np.full(RATES, config.optimizer.lr, np.float32))
     loader = train_loader(config, samples, ranks.rank, ranks.count)
     for images, labels in itertools.islice(loader.epoch(1), STEPS):
-        step(ms.Tensor(images), ms.Tensor(labels))
+        step(ms.Tensor.from_numpy(images), ms.Tensor.from_numpy(labels))
     losses = step.results()[:, 0].tolist()
     after = values(classifier)
     evaluated = evaluate(
@@ -126,16 +127,16 @@ def values(classifier: Classifier) -> dict[str, np.ndarray]:
 def measure(step: TrainStep, classifier: Classifier, loader: Loader) -> Clock:
     """Return the `Clock` of TIMED_STEPS steps, after a step that compiles. The learning rate is 0."""
     classifier.set_train(True)
-    step.begin(np.zeros(TIMED_STEPS + 1, np.float32))
+    step.begin(np.zeros(RATES, np.float32))
     batches = loader.epoch(1)
-    step(*map(ms.Tensor, next(batches)))
+    step(*map(ms.Tensor.from_numpy, next(batches)))
     step.results()
     window = Window(TIMED_STEPS)
     window.begin(loader.batch_size)
     asked = time.perf_counter()
     for images, labels in itertools.islice(batches, TIMED_STEPS):
         window.add(time.perf_counter() - asked)
-        step(ms.Tensor(images), ms.Tensor(labels))
+        step(ms.Tensor.from_numpy(images), ms.Tensor.from_numpy(labels))
         asked = time.perf_counter()
     step.results()
     window.close(compiled=False)

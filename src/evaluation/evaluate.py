@@ -1,5 +1,6 @@
 """Evaluate a classifier on every image of a split once; sums are in float64."""
 
+import collections
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable, Optional
@@ -13,7 +14,7 @@ from src.runtime.device import compile_graph
 from src.runtime.parallel import Ranks
 
 TOP_K = 5
-STARTED = 4  # batches that the device may have at once
+STARTED = 4  # batches that the device gets before the host waits for their logits
 
 Step = Callable[[ms.Tensor], ms.Tensor]  # uint8 images (N, H, W, C) -> logits
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # images, labels, logits
@@ -61,21 +62,31 @@ def predict(step: Step, loader: Loader) -> Iterator[Batch]:
     `step` comes from `make_eval_step`.
     """
     started: list[tuple[np.ndarray, np.ndarray, ms.Tensor]] = []
+    finished: collections.deque[Batch] = collections.deque()
     for images, labels in loader.epoch():
-        # The last batch is filled up to the full size, because another shape would compile the network again.
-        filled = np.concatenate([images, np.repeat(images[-1:], loader.batch_size - len(images), axis=0)])
-        started.append((images, labels, step(ms.Tensor(filled))))
-        # The device computes while the host prepares the next batches; the host waits for it once in STARTED batches.
+        started.append((images, labels, step(ms.Tensor.from_numpy(filled(images, loader.batch_size)))))
+        # The caller works on an earlier batch while the device computes.
+        if finished:
+            yield finished.popleft()
         if len(started) == STARTED:
-            yield from results(started)
+            finished.extend(results(started))
             started = []
+    yield from finished
     yield from results(started)
 
 
-def results(started: list[tuple[np.ndarray, np.ndarray, ms.Tensor]]) -> Iterator[Batch]:
-    """Yield the batches with their logits, for which this waits."""
-    for images, labels, logits in started:
-        yield images, labels, logits.asnumpy()[: len(images)]
+def filled(images: np.ndarray, batch_size: int) -> np.ndarray:
+    """Return images (N, H, W, C) with copies of the last image up to the full batch size.
+
+    Another shape would compile the network again.
+    """
+    missing = batch_size - len(images)
+    return np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing else images
+
+
+def results(started: list[tuple[np.ndarray, np.ndarray, ms.Tensor]]) -> list[Batch]:
+    """Return the batches with their logits; this waits for the device, once for all of them."""
+    return [(images, labels, logits.asnumpy()[: len(images)]) for images, labels, logits in started]
 
 
 def evaluate(classifier: Classifier, step: Step, loader: Loader, ranks: Optional[Ranks] = None) -> Evaluation:

@@ -64,7 +64,7 @@ class Recalibration:
             for images, _ in itertools.islice(self.loader.epoch(), self.batches):
                 # A batch adds its statistic times `share` to zero, so dividing by `share` gives the batch's statistic.
                 self.set_statistics([np.zeros(statistic.shape, np.float32) for statistic, _ in self.shares])
-                step(ms.Tensor(images)).asnumpy()
+                step(ms.Tensor.from_numpy(images)).asnumpy()
                 for i, (statistic, share) in enumerate(self.shares):
                     totals[i] = totals[i] + statistic.asnumpy().astype(np.float64) / share
                 seen += 1

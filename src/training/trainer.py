@@ -78,7 +78,7 @@ class Trainer:
             window.add(time.perf_counter() - asked)
             self.interrupts.hold()
             compiles = images.shape not in step.shapes
-            step(ms.Tensor(images), ms.Tensor(labels))
+            step(ms.Tensor.from_numpy(images), ms.Tensor.from_numpy(labels))
             state.batch += 1
             is_update = state.batch % step.accumulate == 0
             if is_update:

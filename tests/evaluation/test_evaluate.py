@@ -7,7 +7,7 @@ from sklearn import metrics
 from src.data.loading import Loader
 from src.data.samples import Samples
 from src.data.transforms import View
-from src.evaluation.evaluate import evaluate, make_eval_step, softmax, summarize
+from src.evaluation.evaluate import evaluate, make_eval_step, predict, softmax, summarize
 
 
 class PixelsAsLogits(nn.Cell):
@@ -69,3 +69,26 @@ def test_logits_with_nan_count_as_wrong(classes):
 
 def test_softmax_of_large_logits_is_finite():
     assert softmax(np.array([[1000.0, 0.0, -1000.0]])).tolist() == [[1.0, 0.0, 0.0]]
+
+
+def test_the_device_has_a_batch_while_the_host_works_on_an_earlier_batch():
+    """The host waits once for four batches, starts the next batch, and only then hands out a finished batch."""
+    events, batches = [], []
+
+    class Logits:
+        def asnumpy(self):
+            events.append("wait")
+            return np.zeros((2, 3), np.float32)
+
+    def step(images):
+        events.append("start")
+        batches.append(images.asnumpy())
+        return Logits()
+
+    images = np.arange(19, dtype=np.uint8).reshape(19, 1, 1, 1)
+    for found, labels, logits in predict(step, Loader(Samples(images, np.arange(19), list("abc")), View([], []), 2, 1)):
+        events.append("use")
+        assert len(found) == len(labels) == len(logits)
+    group = ["wait"] * 4 + ["start", "use"] * 4
+    assert events == ["start"] * 4 + group + group[:8] + ["use"] * 2 + ["wait"] * 2 + ["use"] * 2
+    assert np.array_equal(np.concatenate(batches).ravel(), [*range(19), 18])  # the last batch is filled up

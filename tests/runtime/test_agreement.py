@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from tests.runtime.test_parallel import CONFIG, start_two_ranks
+from tests.runtime.test_parallel import CONFIG, start_ranks
 
 COMMON = ["--config", "c.yaml", "run.dir=run"]
 PHOTOS = ["--config", "photos.yaml", "run.dir=run"]
@@ -45,7 +45,7 @@ def test_ranks_with_other_settings_or_data_do_not_train(tmp_path):
                 for i in range(count):
                     Image.new("RGB", (40, 40), (i, 2 * i, 0)).save(folder / f"{i}.png")
     (tmp_path / "starts.json").write_text(json.dumps([case[:2] for case in CASES]))
-    done = start_two_ranks(tmp_path, "tests/runtime/rank_with_other_settings.py", tmp_path)
+    done = start_ranks(tmp_path, "tests/runtime/rank_with_other_settings.py", tmp_path)
     assert done.returncode == 0, done.log
     ended = [json.loads((tmp_path / f"ended-{rank}.json").read_text()) for rank in range(2)]
     for rank, ends in enumerate(ended):

@@ -1,4 +1,4 @@
-"""Two processes that msrun starts on one machine, compared with one process that has the whole batch."""
+"""Processes that msrun starts on one machine, compared with one process that has the whole batch."""
 
 import contextlib
 import json
@@ -14,9 +14,15 @@ import numpy as np
 import pytest
 import yaml
 
-from src.weights.checkpoint import load_checkpoint
+from src.data.datasets import load_samples
+from src.data.loading import eval_loader
+from src.evaluation.evaluate import evaluate, make_eval_step
+from src.models import NETWORKS
+from src.weights.checkpoint import load_checkpoint, open_checkpoint
 from tests.conftest import ROOT
+from tests.runtime import rank_of_techniques
 from tests.stress.kill_and_resume import outcome
+from tests.training.test_graphs import check_operators
 
 pytestmark = pytest.mark.slow
 
@@ -33,14 +39,14 @@ log: {tensorboard: false}
 HEAD_ONLY = "model.freeze=backbone"
 
 
-def start_two_ranks(cwd, script, *arguments, wait=True):
-    """Start a script in two processes and return the process of msrun; with `wait`, it has ended."""
+def start_ranks(cwd, script, *arguments, ranks=2, wait=True):
+    """Start a script in some processes and return the process of msrun; with `wait`, it has ended."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     msrun = Path(sys.executable).with_name("msrun")
     command = [
-        *(msrun, "--worker_num=2", "--local_worker_num=2", f"--master_port={port}"),
+        *(msrun, f"--worker_num={ranks}", f"--local_worker_num={ranks}", f"--master_port={port}"),
         *("--join=True", f"--log_dir={cwd}/logs", ROOT / script, *arguments),
     ]
     # msrun runs the first `python` in PATH, so PATH begins with the folder of this environment.
@@ -59,7 +65,7 @@ def start_two_ranks(cwd, script, *arguments, wait=True):
 
 def test_two_processes_equal_one_process_with_the_doubled_batch(script, tmp_path):
     (tmp_path / "c.yaml").write_text(CONFIG)
-    done = start_two_ranks(tmp_path, "train.py", "--config", "c.yaml", "run.dir=two", HEAD_ONLY)
+    done = start_ranks(tmp_path, "train.py", "--config", "c.yaml", "run.dir=two", HEAD_ONLY)
     assert done.returncode == 0, done.log
     double = "train.batch_size=256"
     alone = script("train.py", "--config", "c.yaml", "run.dir=one", double, HEAD_ONLY, cwd=tmp_path)
@@ -81,7 +87,7 @@ def test_synchronised_batchnorm_equals_batchnorm_of_the_whole_batch(tmp_path):
     images, weights = (generator.normal(size=(6, 3, 4, 5)).astype(np.float32) for _ in range(2))
     np.save(tmp_path / "images.npy", images)
     np.save(tmp_path / "weights.npy", weights)
-    done = start_two_ranks(tmp_path, "tests/runtime/rank_of_sync_norm.py", tmp_path)
+    done = start_ranks(tmp_path, "tests/runtime/rank_of_sync_norm.py", tmp_path)
     assert done.returncode == 0, done.log
 
     # Gradients from Ioffe and Szegedy, Batch Normalization, section 3, with scale 1 and shift 0.
@@ -107,7 +113,7 @@ def test_two_ranks_with_batchnorm_save_what_they_evaluate_and_resume_exactly(scr
     # Recalibration would hide moving statistics that differ from rank to rank.
     run = ["--config", "c.yaml", "train.epochs=2", "train.ema_decay=0.5", "train.recalibrate=0", "optimizer.lr=0.02"]
     run += ["checkpoint.every_steps=1", "runtime.mode=pynative"]
-    done = start_two_ranks(tmp_path, "train.py", *run, "run.dir=whole")
+    done = start_ranks(tmp_path, "train.py", *run, "run.dir=whole")
     assert done.returncode == 0, done.log
     best = json.loads((tmp_path / "whole" / "summary.json").read_text())["best"]
     done = script("eval.py", "--checkpoint", "whole/best.ckpt", "--json", "metrics.json", cwd=tmp_path)
@@ -117,7 +123,7 @@ def test_two_ranks_with_batchnorm_save_what_they_evaluate_and_resume_exactly(scr
     # The ranks have other batches and add the losses in another order.
     assert metrics["loss"] == pytest.approx(best["loss"], rel=1e-6)
 
-    process = start_two_ranks(tmp_path, "train.py", *run, "run.dir=run", wait=False)
+    process = start_ranks(tmp_path, "train.py", *run, "run.dir=run", wait=False)
     log = []
     for line in process.stdout:
         log.append(line.decode())
@@ -132,7 +138,7 @@ def test_two_ranks_with_batchnorm_save_what_they_evaluate_and_resume_exactly(scr
     log.append(process.communicate(timeout=300)[0].decode())
     assert process.returncode != 0, "".join(log)
     assert not (tmp_path / "run" / "summary.json").exists()
-    done = start_two_ranks(tmp_path, "train.py", "--resume", "run")
+    done = start_ranks(tmp_path, "train.py", "--resume", "run")
     assert done.returncode == 0, done.log
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
@@ -140,7 +146,7 @@ def test_two_ranks_with_batchnorm_save_what_they_evaluate_and_resume_exactly(scr
 def test_only_the_first_rank_needs_the_run_folder(tmp_path):
     (tmp_path / "c.yaml").write_text(CONFIG.replace(", workers: 1", "") + "runtime: {mode: pynative}\n")
     arguments = tmp_path / "c.yaml", tmp_path
-    done = start_two_ranks(tmp_path, "tests/runtime/rank_without_run_folder.py", *arguments)
+    done = start_ranks(tmp_path, "tests/runtime/rank_without_run_folder.py", *arguments)
     assert done.returncode == 0, done.log
     found = [json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in range(2)]
     assert [ranks.pop("rank") for ranks in found] == [0, 1]
@@ -170,30 +176,85 @@ def command_of(pid):
     return Path(f"/proc/{pid}/cmdline").read_text()
 
 
+TINY = """
+model: {name: tiny, stem_stride: 1}
+data: {name: digits, image_size: 8, channels: 1, crop_fraction: 1.0, workers: 1}
+augment: {crop: none, flip: 0.0}
+train: {epochs: 1, recalibrate: 0}
+optimizer: {lr: 0.2}
+runtime: {kernels: stock}
+log: {tensorboard: false}
+"""
+GLOBAL_BATCH = 240  # 5 batches of the digits
 MIXING = ["augment.mixup=0.2", "augment.cutmix=1.0", "model.dropout=0.2", "train.accumulate=2", "train.clip_norm=1.0"]
+AVERAGE = "train.ema_decay=0.5"
+# With synchronised BatchNorm, the techniques of `same` compute what a single process with the whole batch computes.
 TECHNIQUES = {
-    "average": ["train.ema_decay=0.5"],
-    "mixing": [*MIXING, "checkpoint.every_steps=1", "optimizer.name=adamw", "optimizer.lr=0.002"],
-    "all": [
-        *MIXING,
-        *("train.ema_decay=0.5", "train.recalibrate=1", "runtime.sync_norm=true", "distill.teacher=average/best.ckpt"),
-    ],
+    "mixing": [*MIXING, AVERAGE, "train.recalibrate=1", "checkpoint.every_steps=1", "optimizer.name=adamw"],
+    "same": ["runtime.sync_norm=true", AVERAGE, "train.accumulate=2", "train.clip_norm=0.1", "distill.teacher=TEACHER"],
+    "all": [*MIXING, AVERAGE, "train.recalibrate=2", "runtime.sync_norm=true", "distill.teacher=TEACHER"],
+    "float16": ["runtime.precision=float16", "runtime.sync_norm=true"],
+}
+CASES = {  # by the number of ranks
+    2: [("mixing", "graph"), ("same", "graph"), ("all", "pynative"), ("float16", "pynative")],
+    3: [("mixing", "pynative"), ("same", "pynative"), ("all", "pynative")],
 }
 
 
-def test_all_ranks_end_alike_with_every_technique(script, tmp_path):
-    (tmp_path / "c.yaml").write_text(CONFIG.replace("epochs: 1, batch_size: 128", "epochs: 1, batch_size: 340"))
-    plain = ["runtime.mode=pynative", "train.recalibrate=0", "optimizer.lr=0.02"]
-    cases = {name: [*plain, *overrides] for name, overrides in TECHNIQUES.items()}
-    (tmp_path / "cases.json").write_text(json.dumps(cases))
-    done = start_two_ranks(tmp_path, "tests/runtime/rank_of_techniques.py", tmp_path)
+def write_cases(folder, cases, teacher, ranks=1):
+    """Write the files that rank_of_techniques.py reads; `cases` are pairs (technique, mode)."""
+    overrides = {}
+    for name, mode in cases:
+        common = [f"runtime.mode={mode}", f"train.batch_size={GLOBAL_BATCH // ranks}"]
+        technique = [override.replace("TEACHER", str(teacher)) for override in TECHNIQUES.get(name, [])]
+        overrides[name] = [*common, *technique]
+    (folder / "c.yaml").write_text(TINY)
+    (folder / "cases.json").write_text(json.dumps(overrides))
+
+
+@pytest.fixture(scope="module")
+def alone(fresh_processes, tmp_path_factory):
+    """The folder of a single process with the whole batch: the run `teacher`, and the technique `same`."""
+    folder = tmp_path_factory.mktemp("alone")
+    write_cases(folder, [("teacher", "pynative"), ("same", "pynative")], folder / "teacher" / "best.ckpt")
+    process = fresh_processes.Process(target=rank_of_techniques.main, args=(folder,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    return folder
+
+
+@pytest.mark.parametrize("ranks", CASES)
+def test_all_ranks_end_alike_with_every_technique(alone, tmp_path, monkeypatch, ranks):
+    write_cases(tmp_path, CASES[ranks], alone / "teacher" / "best.ckpt", ranks)
+    done = start_ranks(tmp_path, "tests/runtime/rank_of_techniques.py", tmp_path, ranks=ranks)
     assert done.returncode == 0, done.log
-    for name in TECHNIQUES:
-        first, second = (json.loads((tmp_path / f"{name}-{rank}.json").read_text()) for rank in range(2))
-        assert first == second, name
-    # `first` is of the last case now. A single process evaluates the network that its ranks saved.
-    done = script("eval.py", "--checkpoint", "all/best.ckpt", "--json", "all.json", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    metrics, row = json.loads((tmp_path / "all.json").read_text()), first["rows"][-1]
-    assert (metrics["top1"], metrics["top5"]) == (row["average_top1"], row["average_top5"])
-    assert metrics["loss"] == pytest.approx(row["average_loss"], rel=1e-6)
+    found = {name: [note_of(tmp_path / f"{name}-{rank}.json") for rank in range(ranks)] for name, _ in CASES[ranks]}
+    for name, notes in found.items():
+        assert notes == [notes[0]] * ranks, name
+
+    expected, same = note_of(alone / "same-0.json"), found["same"][0]
+    assert same["updates"] == expected["updates"] == 2
+    assert same["rows"][0] == pytest.approx(expected["rows"][0], rel=1e-4, abs=1 / 364)
+    with np.load(alone / "same-0.npz") as weights, np.load(tmp_path / "same-0.npz") as others:
+        for name in weights.files:
+            np.testing.assert_allclose(others[name], weights[name], rtol=1e-3, atol=1e-5, err_msg=name)
+
+    # A single process evaluates the networks that the ranks saved.
+    monkeypatch.setitem(NETWORKS, "tiny", rank_of_techniques.Tiny)
+    for name in found.keys() - {"float16"}:
+        checkpoint, config, classifier = open_checkpoint(tmp_path / name / "best.ckpt", ["runtime.mode=pynative"])
+        loader = eval_loader(config, load_samples(config.data, "eval", checkpoint.classes))
+        result = evaluate(classifier, make_eval_step(classifier, compiled=False), loader)
+        (row,) = found[name][0]["rows"]
+        assert (result.top1, result.top5) == (row["average_top1"], row["average_top5"]), name
+        assert result.loss == pytest.approx(row["average_loss"], rel=1e-5), name
+
+    if ranks == 2:  # in graph mode
+        operators = set(json.loads((tmp_path / "operators.json").read_text()))
+        assert operators >= {"AllReduce", "BatchNorm", "Rsqrt", "BatchNormGrad"}
+        check_operators(operators)
+
+
+def note_of(path):
+    return json.loads(path.read_text())
