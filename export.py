@@ -73,6 +73,15 @@ def parse() -> Namespace:
         default="image",
         help="uint8 image (default), or float32 tensor that the application normalises",
     )
+    parser.add_argument(
+        "--no-calibrate", action="store_true", help="leave the probabilities as they are; see docs/deploy.md"
+    )
+    parser.add_argument(
+        "--keep-right",
+        type=number(0, 100),
+        metavar="PERCENT",
+        help='fit the threshold for "not sure" so that this share of the right answers is kept (default: 95)',
+    )
     parser.add_argument("--logits", action="store_true", help="output logits instead of probabilities")
     parser.add_argument(
         "--precision",
@@ -85,6 +94,11 @@ def parse() -> Namespace:
         type=whole(1, 10_000),
         metavar="N",
         help="int8: measure the ranges of activations on N training images (default: 256)",
+    )
+    parser.add_argument(
+        "--reduce-range",
+        action="store_true",
+        help="int8 onnx: weights with 7 bits, for x86 processors without VNNI instructions",
     )
     parser.add_argument(
         "--max-drop",
@@ -157,7 +171,39 @@ def report(description: Description, output: str) -> None:
         )
     if not verification.runtimes:
         print("not verified: only Ascend's own tools load this format")
+    report_quantization(description)
+    report_confidence(description)
     print(f"description: {output}.json")
+
+
+def report_quantization(description: Description) -> None:
+    """Print the accuracy with both ranges of int8 weights, and the layers that lose most or stay float32."""
+    quantization = description.quantization
+    if quantization is None:
+        return
+    ranges = ["8 bits", "7 bits (--reduce-range)"]
+    used, other = reversed(ranges) if quantization.reduce_range else ranges
+    print(f"int8 weights with {used}: top-1 {quantization.top1:.2%}; with {other}: {quantization.top1_other_range:.2%}")
+    print("layers that lose most: " + ", ".join(f"{loss.layer} ({loss.loss:.3f})" for loss in quantization.lose_most))
+    if quantization.float_layers:
+        print(f"float32, to stay within the limits: {', '.join(quantization.float_layers)}")
+
+
+def report_confidence(description: Description) -> None:
+    """Print how the probabilities were calibrated."""
+    found = description.confidence
+    if found is None:
+        if description.output.meaning == "probabilities":
+            print("the probabilities are not calibrated")
+        return
+    print(
+        f"calibrated on {found.fitted_images:,} images with temperature {found.temperature:.3f}; on "
+        f"{found.tested_images:,} others, NLL {found.nll_before:.4f} became {found.nll_after:.4f}, "
+        f"ECE {found.ece_before:.4f} became {found.ece_after:.4f}"
+    )
+    kept = "" if found.tested_kept_right is None else f", keeps {found.tested_kept_right:.1%} of the right answers"
+    refused = "" if found.tested_refused_wrong is None else f", refuses {found.tested_refused_wrong:.1%} of the wrong"
+    print(f"not sure below {found.threshold:.4f}{kept}{refused}")
 
 
 if __name__ == "__main__":

@@ -100,6 +100,44 @@ class Verification(Part):
     runtimes: list[RuntimeCheck] = Field(description="each runtime that ran the file; empty for AIR")
 
 
+class Confidence(Part):
+    temperature: float = Field(description="the logits were divided by it; it is inside the last layer of the file")
+    fitted_images: int = Field(description="images on which temperature and threshold were fitted")
+    tested_images: int = Field(description="other images, on which the keys below were measured with the checkpoint")
+    nll_before: float = Field(description="negative log-likelihood of the right class, without the temperature")
+    nll_after: float
+    ece_before: float = Field(description="expected calibration error, 15 equal intervals; without the temperature")
+    ece_after: float
+    threshold: float = Field(
+        description="an application should say that it is not sure if no probability reaches this threshold"
+    )
+    kept_right: float = Field(description="share of the right answers that the threshold was fitted to keep")
+    tested_kept_right: Optional[float] = Field(
+        description="share of the right answers that it keeps; null: no answer was right"
+    )
+    tested_refused_wrong: Optional[float] = Field(
+        description="share of the wrong answers that it refuses; null: no answer was wrong"
+    )
+
+
+class LayerLoss(Part):
+    layer: str = Field(description="name of the convolution or matrix product in the file")
+    loss: float = Field(description="root mean square of the change of the logits if only this layer is int8")
+
+
+class Quantization(Part):
+    """How the file became int8."""
+
+    reduce_range: bool = Field(description="whether the weights have 7 bits, for processors without VNNI")
+    top1: float = Field(description="top-1 of the file, as a fraction of 1")
+    top1_other_range: float = Field(description="top-1 of the file that the other value of reduce_range gives")
+    lose_most: list[LayerLoss] = Field(description="the layers that lose most as int8, the worst first")
+    float_layers: list[str] = Field(
+        description="layers that stay float32 because the limits of the export could not be kept with them"
+    )
+    stem: list[str] = Field(description="layers at the input that stay float32 because this is faster")
+
+
 class Description(Part):
     """The content of PATH.json."""
 
@@ -115,6 +153,10 @@ class Description(Part):
     preprocessing: Preprocessing
     checkpoint: Source
     verification: Verification
+    confidence: Optional[Confidence] = Field(None, description="null: the probabilities are not calibrated")
+    quantization: Optional[Quantization] = Field(
+        None, description="null for files that are not int8 ONNX, and in files that were written before 0.2.0"
+    )
     made_by: dict[str, str] = Field(description="versions of the software that wrote the file")
 
 
@@ -127,6 +169,8 @@ def describe(
     graph_output: Any,
     options: Any,
     verification: Verification,
+    confidence: Optional[Confidence] = None,
+    quantization: Optional[Quantization] = None,
 ) -> Description:
     """Return the `Description` of the file `exported`, which was written from the `Checkpoint` `checkpoint`.
 
@@ -176,6 +220,8 @@ def describe(
             config=config.model_dump(),
         ),
         verification=verification,
+        confidence=confidence,
+        quantization=quantization,
         made_by=versions(),
     )
 
