@@ -16,7 +16,7 @@ from typing import Any
 from src.arguments import existing_file, number, whole
 from src.config.schema import Config
 from src.deploy.description import FORMATS, Description, Split
-from src.deploy.options import INPUTS, PRECISIONS, options_of, outputs_of
+from src.deploy.options import INPUTS, PRECISIONS, batch_size, options_of, outputs_of
 from src.errors import ArgumentParser, run
 from src.outputs import add_overwrite, check_outputs
 
@@ -42,10 +42,10 @@ def main() -> None:
     # Load the images for the verification and, for int8, the training images that give the ranges of activations.
     classes = opened.checkpoint.classes
     split: Split = "val" if "val" in splits_of(opened.config.data) else "test"  # as training evaluates
-    loader = spread_loader(opened.config, split, args.verify, classes, args.batch)
+    loader = spread_loader(opened.config, split, args.verify, classes, options.batch)
     calibration: Iterable[Any] = ()
     if options.precision == "int8":
-        training_loader = spread_loader(opened.config, "train", args.calibration, classes, args.batch)
+        training_loader = spread_loader(opened.config, "train", args.calibration, classes, options.batch)
         calibration = full_batches(training_loader, opened.classifier, options.input)
 
     # Write the file. It gets its name only after its outputs match the checkpoint's on each of its runtimes.
@@ -65,7 +65,11 @@ def parse() -> Namespace:
     parser.add_argument("--output", required=True, metavar="PATH", help="the file to write; PATH.json describes it")
     add_overwrite(parser)
     parser.add_argument(
-        "--batch", type=whole(1, 256), default=1, metavar="N", help="batch size, fixed in the file (default: 1)"
+        "--batch",
+        type=batch_size,
+        default=1,
+        metavar="N",
+        help="batch size, fixed in the file (default: 1); onnx: dynamic takes any number of images",
     )
     parser.add_argument(
         "--input",
@@ -155,7 +159,7 @@ def spread_loader(config: Config, split: str, count: int, classes: list[str], ba
 def report(description: Description, output: str) -> None:
     """Print what was written and how it was verified."""
     file_input, verification = description.input, description.verification
-    shape = "x".join(map(str, file_input.shape))
+    shape = "x".join("N" if side is None else str(side) for side in file_input.shape)
     print(f"{output}: {description.size / 1e6:.2f} MB, input {file_input.dtype} {shape} ({file_input.layout})")
     for check in verification.runtimes:
         drop = verification.checkpoint_top1 - check.top1

@@ -7,6 +7,7 @@ from typing import Any, Literal, Optional, Union, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from src import __version__
 from src.errors import UserError
 from src.files import write_json
 from src.versions import versions
@@ -26,7 +27,9 @@ class Part(BaseModel):
 class Input(Part):
     name: str
     kind: Literal["image", "tensor"]
-    shape: list[int] = Field(description="fixed; the first number is the batch size")
+    shape: list[Optional[int]] = Field(
+        description="fixed; the first number is the batch size, or null if the file takes any number of images"
+    )
     dtype: Literal["uint8", "float32"]
     layout: Literal["NHWC", "NCHW"]
     range: str = Field(description="meaning of the numbers")
@@ -35,7 +38,7 @@ class Input(Part):
 
 class Output(Part):
     name: str
-    shape: list[int] = Field(description="batch, classes")
+    shape: list[Optional[int]] = Field(description="batch size, as of the input; number of classes")
     meaning: Literal["logits", "probabilities"]
 
 
@@ -179,6 +182,7 @@ def describe(
     """
     data = config.data
     takes_images = options.input == "image"
+    batch = None if options.dynamic_batch else graph_input.shape[0]
     return Description(
         version=VERSION,
         format=options.format,
@@ -189,7 +193,7 @@ def describe(
         input=Input(
             name=graph_input.name,
             kind=options.input,
-            shape=list(graph_input.shape),
+            shape=[batch, *graph_input.shape[1:]],
             dtype=graph_input.dtype,
             layout="NHWC" if takes_images else "NCHW",
             range="0 to 255" if takes_images else "(pixel / 255 - mean) / std",
@@ -197,21 +201,11 @@ def describe(
         ),
         output=Output(
             name=graph_output.name,
-            shape=list(graph_output.shape),
+            shape=[batch, *graph_output.shape[1:]],
             meaning="logits" if options.logits else "probabilities",
         ),
         classes=checkpoint.classes,
-        preprocessing=Preprocessing(
-            inside_the_file=takes_images,
-            mean=data.mean,
-            std=data.std,
-            image_size=data.image_size,
-            crop_fraction=data.crop_fraction,
-            interpolation=data.interpolation,
-            antialias=data.antialias,
-            short_side=round(data.image_size / data.crop_fraction),
-            crop_rounding="half_even" if data.antialias else "down",
-        ),
+        preprocessing=preprocessing_of(data, options),
         checkpoint=Source(
             file=checkpoint.path.name,
             sha256=sha256(checkpoint.path),
@@ -224,6 +218,37 @@ def describe(
         quantization=quantization,
         made_by=versions(),
     )
+
+
+def preprocessing_of(data: Any, options: Any) -> Preprocessing:
+    """Return the `Preprocessing` of a file; `data` is the section of the config, and `options` are the `Options`."""
+    return Preprocessing(
+        inside_the_file=options.input == "image",
+        mean=data.mean,
+        std=data.std,
+        image_size=data.image_size,
+        crop_fraction=data.crop_fraction,
+        interpolation=data.interpolation,
+        antialias=data.antialias,
+        short_side=round(data.image_size / data.crop_fraction),
+        crop_rounding="half_even" if data.antialias else "down",
+    )
+
+
+def metadata_of(checkpoint: Any, config: Any, options: Any, confidence: Optional[Confidence]) -> dict[str, str]:
+    """Return what an ONNX file says about itself in `metadata_props`; each value is JSON, except versions and hashes.
+
+    `checkpoint`, `config` and `options` are as in `describe`.
+    """
+    return {
+        "classes": json.dumps(checkpoint.classes, ensure_ascii=False),
+        "preprocessing": preprocessing_of(config.data, options).model_dump_json(),
+        "colour": "RGB" if config.data.channels == 3 else "gray",
+        "output": "logits" if options.logits else "probabilities",
+        "threshold": json.dumps(confidence.threshold if confidence else None),
+        "checkpoint_sha256": sha256(checkpoint.path),
+        "pocketspore": __version__,
+    }
 
 
 def write_description(description: Description, path: Union[str, Path]) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Optional, Union
@@ -13,7 +13,7 @@ from mindspore import nn, ops
 
 from src.data.loading import Loader
 from src.deploy.confidence import fit_confidence
-from src.deploy.description import Description, Split, describe, write_description
+from src.deploy.description import Description, Split, describe, metadata_of, write_description
 from src.deploy.golden import make_golden, write_golden
 from src.deploy.graph.graph import Graph
 from src.deploy.graph.mindir import port_names, read_mindir, write_mindir
@@ -86,7 +86,8 @@ def export(
     confidence = fit_confidence(expected, options.keep_right / 100) if options.calibrate else None
     temperature = confidence.temperature if confidence else 1.0
     golden_image = None if golden is None else make_golden(opened, golden, temperature)
-    image = np.zeros((options.batch, data.image_size, data.image_size, data.channels), np.uint8)
+    batch = 1 if options.dynamic_batch else options.batch
+    image = np.zeros((batch, data.image_size, data.image_size, data.channels), np.uint8)
     example = ms.Tensor(image) if options.input == "image" else classifier.preprocess(ms.Tensor(image))
     output.parent.mkdir(parents=True, exist_ok=True)
     # The temporary folder is beside the output, so that one rename puts a verified file in its place.
@@ -99,7 +100,8 @@ def export(
         if options.format == "air":
             ms.export(deployed, example, file_name=str(written), file_format="AIR")
         else:
-            write(graph, plain, written, output, options, calibration)
+            metadata = metadata_of(checkpoint, config, options, confidence)
+            write(graph, plain, written, output, options, calibration, metadata)
         seen = (loader, split, options, temperature)
         quantization = None
         if options.precision == "int8" and options.format == "onnx":
@@ -109,7 +111,7 @@ def export(
             )
             other = written.with_name("other.onnx")
             quantizer.write(other, not options.reduce_range, quantization.float_layers)
-            (check,) = compare(expected, classifier, other, *seen).runtimes
+            check, *_ = compare(expected, classifier, other, *seen).runtimes
             quantization = quantization.model_copy(update={"top1_other_range": check.top1})
         else:
             verification = verify(expected, classifier, written, *seen)
@@ -133,7 +135,7 @@ def deployment_graph(plain: Path, options: Options) -> Graph:
     if options.format == "air" or (options.format == "mindir" and options.mindir_version == 3):
         name_ports(graph, *port_names(plain))
         return graph
-    optimize(graph)
+    optimize(graph, options.dynamic_batch)
     if options.precision == "int8" and options.format == "onnx":
         fill_channels(graph, INT8_CHANNELS)
     if options.precision == "float16" and options.format != "ms":
@@ -153,14 +155,21 @@ def name_ports(graph: Graph, input_name: str, output_name: str) -> None:
 
 
 def write(
-    graph: Graph, plain: Path, path: Path, output: Path, options: Options, calibration: Iterable[np.ndarray]
+    graph: Graph,
+    plain: Path,
+    path: Path,
+    output: Path,
+    options: Options,
+    calibration: Iterable[np.ndarray],
+    metadata: Mapping[str, str],
 ) -> None:
     """Write the graph to `path` in the format of `options`.
 
-    `plain` is the MindIR file that MindSpore exported. `output` is the final path of the file.
+    `plain` is the MindIR file that MindSpore exported. `output` is the final path of the file. An ONNX file holds
+    `metadata`.
     """
     if options.format == "onnx":
-        write_onnx(graph, path)
+        write_onnx(graph, path, metadata, options.dynamic_batch)
     elif options.format == "ms" and options.precision == "int8":
         convert_int8(graph, path, output, options, calibration)
     elif options.format == "ms":

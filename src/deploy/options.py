@@ -3,12 +3,15 @@
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Union
 
+from src.arguments import whole
 from src.deploy.description import FORMATS
 from src.errors import UserError
 from src.outputs import Output
 
+DYNAMIC = "dynamic"  # a value of --batch
+DYNAMIC_BATCH = 8  # images of a batch when a file with a dynamic batch size is verified
 INPUTS = ("image", "tensor")
 PRECISIONS = ("float32", "float16", "int8")
 DEFAULTS = {
@@ -21,6 +24,11 @@ DEFAULTS = {
 }  # of the options that only some exports use
 
 
+def batch_size(text: str) -> Union[int, str]:
+    """Return the value of --batch: a number, or DYNAMIC."""
+    return text if text == DYNAMIC else whole(1, 256)(text)
+
+
 @dataclass(frozen=True)
 class Options:
     """The options of one export; `export.py --help` explains each of them."""
@@ -28,7 +36,8 @@ class Options:
     format: str
     input: str = "image"
     logits: bool = False
-    batch: int = 1
+    batch: int = 1  # images of a batch; with `dynamic_batch`, of the batches of the verification
+    dynamic_batch: bool = False  # onnx: the file takes any number of images
     precision: str = "float32"
     mindir_version: int = 1
     max_drop: float = 1.0  # percentage points of top-1 that float16 and int8 may lose
@@ -57,6 +66,9 @@ def options_of(args: Namespace) -> Options:
     calibrate = not (args.logits or args.no_calibrate)
     if args.logits and args.no_calibrate:
         raise UserError("--no-calibrate: is not used with --logits, which is never calibrated; leave it out")
+    dynamic = args.batch == DYNAMIC
+    if dynamic and kind != "onnx":
+        raise UserError(f"--batch {DYNAMIC}: is supported with --format onnx only (found {kind}); give a number")
     version_3 = kind == "mindir" and args.mindir_version == 3
     used = {
         "calibration": args.precision == "int8",
@@ -89,7 +101,8 @@ def options_of(args: Namespace) -> Options:
         format=kind,
         input=args.input,
         logits=args.logits,
-        batch=args.batch,
+        batch=DYNAMIC_BATCH if dynamic else args.batch,
+        dynamic_batch=dynamic,
         precision=args.precision,
         mindir_version=args.mindir_version,
         max_drop=args.max_drop,

@@ -12,6 +12,7 @@ from src.data.loading import Loader
 from src.deploy.description import RuntimeCheck, Split, Verification
 from src.deploy.options import Options, check_images
 from src.deploy.runtimes.lite import find_lite, need_lite
+from src.deploy.runtimes.openvino import DEFAULT_PRECISION, openvino_runtimes
 from src.deploy.runtimes.runtimes import MindSporeRuntime, OnnxRuntime, Runtime, lite_runtime
 from src.deploy.trained import SMALLEST_PROBABILITY
 from src.errors import UserError
@@ -31,7 +32,7 @@ def runtimes(path: Path, options: Options) -> list[Runtime]:
     if options.format == "air":
         return []  # only Ascend's own tools load it
     if options.format == "onnx":
-        return [OnnxRuntime(path)]
+        return [OnnxRuntime(path), *openvino_runtimes(path)]
     if options.format == "ms":
         return [lite_runtime(path, need_lite(options.lite_python))]
     python = find_lite(options.lite_python)
@@ -101,7 +102,8 @@ def compare(
         wanted = np.maximum(log_softmax(wanted), np.log(SMALLEST_PROBABILITY))
     found: list[list[np.ndarray]] = [[] for _ in targets]
     for batch, _ in loader.epoch() if targets else ():
-        padded = np.concatenate([batch, np.repeat(batch[-1:], options.batch - len(batch), axis=0)])
+        missing = 0 if options.dynamic_batch else options.batch - len(batch)
+        padded = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
         x = padded if options.input == "image" else classifier.preprocess(ms.Tensor(padded)).asnumpy()
         for scores, target in zip(found, targets):
             scores.append(log_scores(target.run(x)[: len(batch)], options))
@@ -150,17 +152,18 @@ def log_scores(output: np.ndarray, options: Options) -> np.ndarray:
 
 def check_limits(check: RuntimeCheck, verification: Verification, options: Options, allowed: float) -> None:
     """Raise a `UserError` if the results differ too much from the checkpoint's; `allowed` is the limit for logits."""
+    precision = "its precision" if check.runtime == DEFAULT_PRECISION else options.precision
     where = f"verification failed on {check.runtime} {check.version} with {verification.images} images"
-    if options.precision != "float32":
+    if options.precision != "float32" or check.runtime == DEFAULT_PRECISION:
         drop = 100 * (verification.checkpoint_top1 - check.top1)
         if drop > options.max_drop:
             raise LossError(
-                f"{where}: {options.precision} loses too much top-1 (found {drop:.2f} points, expected at most "
+                f"{where}: {precision} loses too much top-1 (found {drop:.2f} points, expected at most "
                 f"{options.max_drop:g}); no file was written, --max-drop allows more"
             )
         if 100 * check.agreement < options.min_agreement:
             raise LossError(
-                f"{where}: {options.precision} gives too many images another top-1 class than the checkpoint (found "
+                f"{where}: {precision} gives too many images another top-1 class than the checkpoint (found "
                 f"{check.agreement:.2%} with the same class, expected at least {options.min_agreement:g} %); no file "
                 "was written, --min-agreement allows less"
             )

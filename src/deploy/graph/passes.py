@@ -18,10 +18,10 @@ MAX_SLICES = 8  # one gather is faster than more slices
 CHANNELWISE = ("BiasAdd", "ReLU", "ReLU6", "HSwish", "HSigmoid", "Sigmoid", "Tanh", "MaxPool", "AvgPool")
 
 
-def optimize(graph: Graph) -> None:
-    """Apply the passes that help every runtime."""
+def optimize(graph: Graph, dynamic_batch: bool = False) -> None:
+    """Apply the passes that help every runtime; with `dynamic_batch`, no constant has the batch size as a dimension."""
     fold_batch_norm(graph)
-    fold_normalization(graph)
+    fold_normalization(graph, add_borders=not dynamic_batch)
     fold_scale(graph)
     replace_pools(graph)
     replace_shuffles(graph)
@@ -49,7 +49,7 @@ def fold_batch_norm(graph: Graph) -> None:
         node.outputs = node.outputs[:1]
 
 
-def fold_normalization(graph: Graph) -> None:
+def fold_normalization(graph: Graph, add_borders: bool = True) -> None:
     """Fold the normalisation of pixels into the first convolution.
 
     The scale goes into the weights. The mean is split in two: one number, the same for all channels, is still
@@ -57,7 +57,8 @@ def fold_normalization(graph: Graph) -> None:
     rounding errors small. The convolution padded normalised pixels with zeros; now `add_border` pads with the mean.
 
     The reason: MindSpore Lite needs as long to subtract and multiply by a number per channel as for a third of
-    ShuffleNetV2 0.5x.
+    ShuffleNetV2 0.5x. A border has the batch size as a dimension. Without `add_borders`, the mean of each channel is
+    subtracted, and the convolution still pads with zeros.
     """
     producers, consumers = graph.producers(), graph.consumers()
     for bias in [node for node in graph.nodes if node.op == "BiasAdd"]:
@@ -77,19 +78,22 @@ def fold_normalization(graph: Graph) -> None:
         if conv.attributes["group"] != 1 or conv.attributes["pad_mode"].lower() != "pad":
             continue
         scale, mean = (np.broadcast_to(array.reshape(-1), shape[1]).astype(np.float64) for array in (scale, mean))
-        common = mean.mean().round()
+        common = mean.mean().round() if add_borders else mean
         weight = graph.constants[conv.inputs[1]].astype(np.float64) * scale[:, None, None]
         shifted = graph.constants[bias.inputs[1]] - (weight * (mean - common)[:, None, None]).sum((1, 2, 3))
         names = [f"{node.output.name}_of_pixels" for node in (conv, bias, sub)]
-        arrays = (weight, shifted, np.array([common]))
+        arrays = (weight, shifted, np.array([common]) if add_borders else mean.reshape(-1, 1, 1))
         graph.constants.update((name, array.astype(np.float32)) for name, array in zip(names, arrays))
         sub.inputs = [sub.inputs[0], names[2]]
+        conv.inputs, bias.inputs = [sub.output.name, names[0]], [conv.output.name, names[1]]
+        if not add_borders:
+            continue
         border = add_border(graph, sub.output.name, shape, mean - common, conv.attributes["pad_list"])
         position = graph.nodes.index(sub) + 1
         graph.nodes[position:position] = border
-        conv.inputs = [border[-1].output.name if border else sub.output.name, names[0]]
+        if border:
+            conv.inputs[0] = border[-1].output.name
         conv.attributes.update(pad=(0, 0, 0, 0), pad_list=(0, 0, 0, 0), pad_mode="valid")
-        bias.inputs = [conv.output.name, names[1]]
 
 
 def fold_scale(graph: Graph) -> None:
