@@ -75,6 +75,7 @@ def test_choose_by_parameters_and_macs_measures_nothing(script, tmp_path):
 @pytest.mark.slow
 def test_choose_measures_only_networks_within_the_other_limits(script, tmp_path):
     limits = ["--max-ms", "60000", "--max-params", "2e6", "--repeats", "2", "--model", "shufflenet_v2"]
+    limits += ["--runtime", "mindspore"]
     done = script("tools/choose.py", *limits, "--image-size", "32", "--json", "c.json", "--plot", "c.png", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     rows = json.loads((tmp_path / "c.json").read_text())["variants"]
@@ -199,7 +200,13 @@ def test_answers_before_work_starts_import_nothing_slow(name, arguments, code):
             "--max-macs: must be a number above 0, at most 1,000,000,000,000,000 (found many)",
         ),
         ("choose", ["--max-macs", "1e9", "--model", "ghost"], "--model ghost: is not one of"),
-        ("choose", ["--max-macs", "1e9", "--device", "gpu"], "runtime.device: gpu is not available here"),
+        (
+            "choose",
+            ["--max-macs", "1e9", "--runtime", "mindspore", "--device", "gpu"],
+            "runtime.device: gpu is not available here",
+        ),
+        ("choose", ["--max-macs", "1e9", "--device", "gpu"], "--device gpu: is not used with --runtime onnx"),
+        ("choose", ["--max-ms", "9", "--runtime", "lite", "--precision", "int8"], "needs --runtime onnx (found lite)"),
         (
             "plot_schedule",
             ["--config", CONFIG, "--ranks", "0"],

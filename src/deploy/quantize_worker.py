@@ -33,6 +33,7 @@ ACTIVATIONS = ("Relu", "Clip")  # ONNX Runtime computes them within the quantise
 OTHERS = ("Add", "Mul", "GlobalAveragePool", "Concat", "MaxPool", "AveragePool", "Slice", "Gather", "Reshape")
 OPERATORS = (*LAYERS, *ACTIVATIONS, *OTHERS)
 STEM = ("Cast", "Transpose", "Sub", "Mul", "Concat", "Conv", "Relu", "Clip", "HardSwish")
+PIXEL_CHANNELS = 3  # a first convolution with more input channels does not read pixels
 LOSS_IMAGES = 8  # inputs on which the loss of each layer is measured
 
 
@@ -141,7 +142,10 @@ def stem_of(model: onnx.ModelProto) -> list[str]:
     while len(following) == 1 and following[0].op_type in STEM:
         (node,) = following
         if node.op_type == "Conv":
-            if not is_first and grows(node, weights[node.input[1]]):
+            shape = weights[node.input[1]]
+            if is_first and shape[1] > PIXEL_CHANNELS:
+                return []
+            if not is_first and grows(node, shape):
                 break
             is_first = False
         names.append(node.name)
