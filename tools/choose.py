@@ -22,6 +22,7 @@ from time import perf_counter
 
 from src.arguments import above_zero, whole
 from src.config.load import make_config
+from src.cost.runtime_options import add_runtime, check_runtime
 from src.errors import ArgumentParser, UserError, did_you_mean, run
 from src.files import make_parent, replacing, write_json
 from src.outputs import add_overwrite, check_outputs, output_files
@@ -74,46 +75,23 @@ def parse():
     parser.add_argument("--max-macs", type=above_zero(1e15), help="MACs per image, such as 150e6")
     parser.add_argument("--model", action="append", help="consider this network only; may be repeated (default: all)")
     parser.add_argument("--image-size", type=whole(8, 1024), default=224, help="pixels (default: 224)")
-    parser.add_argument("--runtime", choices=RUNTIMES, default="onnx", help="what runs the networks (default: onnx)")
-    parser.add_argument(
-        "--precision", choices=("float32", "int8"), default="float32", help="int8: with onnx only (default: float32)"
-    )
-    parser.add_argument("--threads", type=whole(1, 1024), help="threads of onnx and lite (default: 1)")
-    parser.add_argument("--lite-python", metavar="PATH", help="the Python that has MindSpore Lite")
+    add_runtime(parser, RUNTIMES)
     parser.add_argument(
         "--repeats", type=whole(1, 10_000), default=10, help="the latency is the median of this many runs (default: 10)"
     )
     parser.add_argument(
         "--seconds", type=above_zero(1e9), default=150, help="prepare no further network after this time (default: 150)"
     )
-    parser.add_argument("--device", help="with --runtime mindspore: auto (default), cpu, gpu or ascend")
     parser.add_argument("--json", metavar="PATH", help="also write the figures to this file")
     parser.add_argument("--plot", metavar="PATH", help="also draw top-1 against latency or MACs into this PNG")
     add_overwrite(parser)
     args = parser.parse_args()
     if all(getattr(args, option) is None for option in LIMITS):
         raise UserError("a limit must be given: --max-ms, --max-params or --max-macs")
-    refuse_unused(args)
+    check_runtime(args)
     outputs = [*output_files("--json", args.json, ".json"), *output_files("--plot", args.plot, ".png")]
     check_outputs(outputs, {}, args.overwrite)
     return args
-
-
-def refuse_unused(args):
-    """Raise a `UserError` for an option that the runtime does not use; fill in the defaults of the others."""
-    used = {"threads": args.runtime != "mindspore", "device": args.runtime == "mindspore"}
-    used["lite_python"] = args.runtime == "lite"
-    for name, is_used in used.items():
-        value = getattr(args, name)
-        if value is not None and not is_used:
-            option = f"--{name.replace('_', '-')} {value}"
-            raise UserError(f"{option}: is not used with --runtime {args.runtime}; leave it out")
-    if args.precision == "int8" and args.runtime != "onnx":
-        raise UserError(f"--precision int8: needs --runtime onnx (found {args.runtime})")
-    if args.runtime == "mindspore":
-        args.device = args.device or "auto"
-    else:
-        args.threads = args.threads or 1
 
 
 def latency_label(args):
