@@ -92,11 +92,11 @@ def test_choose_measures_only_networks_within_the_other_limits(script, tmp_path)
 
 
 @pytest.mark.slow
-def test_files_are_timed_on_their_runtime_and_cached(script, tmp_path, monkeypatch):
+def test_files_are_timed_on_their_runtime_and_cached(command, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     limits = ["--max-ms", "60000", "--max-params", "2e6", "--repeats", "2", "--model", "shufflenet_v2"]
     size = ["--image-size", "32", "--precision", "int8", "--json", "c.json"]
-    done = script("tools/choose.py", *limits, *size, cwd=tmp_path)
+    done = command("tools/choose.py", *limits, *size, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     content = json.loads((tmp_path / "c.json").read_text())
     assert (content["runtime"], content["precision"], content["threads"]) == ("onnx", "int8", 1)
@@ -106,7 +106,7 @@ def test_files_are_timed_on_their_runtime_and_cached(script, tmp_path, monkeypat
     assert session.get_inputs()[0].shape == [1, 32, 32, 3]
     assert session.get_outputs()[0].shape == [1, 1000]
     written = file.stat().st_mtime_ns
-    again = script("tools/choose.py", *limits, *size, "--overwrite", cwd=tmp_path)
+    again = command("tools/choose.py", *limits, *size, "--overwrite", cwd=tmp_path)
     assert (again.returncode, file.stat().st_mtime_ns) == (0, written)
 
 
