@@ -51,7 +51,9 @@ def parse() -> Namespace:
         "--split", choices=SPLITS, help="the split to evaluate (default: the split that training evaluated)"
     )
     parser.add_argument(
-        "--json", metavar="PATH", help="also write the metrics to this JSON file, and the confusion matrix as PNG"
+        "--json",
+        metavar="PATH",
+        help="also write the metrics to this JSON file, and the confusion matrix and the reliability diagram as PNG",
     )
     parser.add_argument(
         "--images",
@@ -85,9 +87,9 @@ def refuse_unused(args: Namespace) -> None:
 
 
 def outputs_of(args: Namespace) -> list[Output]:
-    """Return the files that the options ask for: a table and a picture beside it."""
+    """Return the files that the options ask for: a table and the pictures beside it."""
     if args.images is None:
-        return output_files("--json", args.json, ".json", ".png")
+        return output_files("--json", args.json, ".json", ".png", ".reliability.png")
     if args.csv is None:
         args.csv = str(Path(args.checkpoint).parent / "predictions.csv")
     return output_files("--csv", args.csv, ".csv", ".png")
@@ -130,7 +132,7 @@ def evaluate_split(trained: Any, args: Namespace, outputs: list[Output]) -> None
     print_evaluation(result, trained.classes)
     if args.json is not None:
         write_evaluation(result, trained.classes, args.json)
-        print(f"written: {args.json}, {Path(args.json).with_suffix('.png')}")
+        print(f"written: {', '.join(str(output.path) for output in outputs)}")
 
 
 if __name__ == "__main__":

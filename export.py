@@ -16,7 +16,7 @@ from typing import Any
 from src.arguments import existing_file, number, whole
 from src.config.schema import Config
 from src.deploy.description import FORMATS, Description, Split
-from src.deploy.options import INPUTS, PRECISIONS, options_of, outputs_of
+from src.deploy.options import INPUTS, PRECISIONS, batch_size, options_of, outputs_of
 from src.errors import ArgumentParser, run
 from src.outputs import add_overwrite, check_outputs
 
@@ -42,10 +42,10 @@ def main() -> None:
     # Load the images for the verification and, for int8, the training images that give the ranges of activations.
     classes = opened.checkpoint.classes
     split: Split = "val" if "val" in splits_of(opened.config.data) else "test"  # as training evaluates
-    loader = spread_loader(opened.config, split, args.verify, classes, args.batch)
+    loader = spread_loader(opened.config, split, args.verify, classes, options.batch)
     calibration: Iterable[Any] = ()
     if options.precision == "int8":
-        training_loader = spread_loader(opened.config, "train", args.calibration, classes, args.batch)
+        training_loader = spread_loader(opened.config, "train", args.calibration, classes, options.batch)
         calibration = full_batches(training_loader, opened.classifier, options.input)
 
     # Write the file. It gets its name only after its outputs match the checkpoint's on each of its runtimes.
@@ -65,13 +65,26 @@ def parse() -> Namespace:
     parser.add_argument("--output", required=True, metavar="PATH", help="the file to write; PATH.json describes it")
     add_overwrite(parser)
     parser.add_argument(
-        "--batch", type=whole(1, 256), default=1, metavar="N", help="batch size, fixed in the file (default: 1)"
+        "--batch",
+        type=batch_size,
+        default=1,
+        metavar="N",
+        help="batch size, fixed in the file (default: 1); onnx: dynamic takes any number of images",
     )
     parser.add_argument(
         "--input",
         choices=INPUTS,
         default="image",
         help="uint8 image (default), or float32 tensor that the application normalises",
+    )
+    parser.add_argument(
+        "--no-calibrate", action="store_true", help="leave the probabilities as they are; see docs/deploy.md"
+    )
+    parser.add_argument(
+        "--keep-right",
+        type=number(0, 100),
+        metavar="PERCENT",
+        help='fit the threshold for "not sure" so that this share of the right answers is kept (default: 95)',
     )
     parser.add_argument("--logits", action="store_true", help="output logits instead of probabilities")
     parser.add_argument(
@@ -85,6 +98,11 @@ def parse() -> Namespace:
         type=whole(1, 10_000),
         metavar="N",
         help="int8: measure the ranges of activations on N training images (default: 256)",
+    )
+    parser.add_argument(
+        "--reduce-range",
+        action="store_true",
+        help="int8 onnx: weights with 7 bits, for x86 processors without VNNI instructions",
     )
     parser.add_argument(
         "--max-drop",
@@ -141,7 +159,7 @@ def spread_loader(config: Config, split: str, count: int, classes: list[str], ba
 def report(description: Description, output: str) -> None:
     """Print what was written and how it was verified."""
     file_input, verification = description.input, description.verification
-    shape = "x".join(map(str, file_input.shape))
+    shape = "x".join("N" if side is None else str(side) for side in file_input.shape)
     print(f"{output}: {description.size / 1e6:.2f} MB, input {file_input.dtype} {shape} ({file_input.layout})")
     for check in verification.runtimes:
         drop = verification.checkpoint_top1 - check.top1
@@ -157,7 +175,39 @@ def report(description: Description, output: str) -> None:
         )
     if not verification.runtimes:
         print("not verified: only Ascend's own tools load this format")
+    report_quantization(description)
+    report_confidence(description)
     print(f"description: {output}.json")
+
+
+def report_quantization(description: Description) -> None:
+    """Print the accuracy with both ranges of int8 weights, and the layers that lose most or stay float32."""
+    quantization = description.quantization
+    if quantization is None:
+        return
+    ranges = ["8 bits", "7 bits (--reduce-range)"]
+    used, other = reversed(ranges) if quantization.reduce_range else ranges
+    print(f"int8 weights with {used}: top-1 {quantization.top1:.2%}; with {other}: {quantization.top1_other_range:.2%}")
+    print("layers that lose most: " + ", ".join(f"{loss.layer} ({loss.loss:.3f})" for loss in quantization.lose_most))
+    if quantization.float_layers:
+        print(f"float32, to stay within the limits: {', '.join(quantization.float_layers)}")
+
+
+def report_confidence(description: Description) -> None:
+    """Print how the probabilities were calibrated."""
+    found = description.confidence
+    if found is None:
+        if description.output.meaning == "probabilities":
+            print("the probabilities are not calibrated")
+        return
+    print(
+        f"calibrated on {found.fitted_images:,} images with temperature {found.temperature:.3f}; on "
+        f"{found.tested_images:,} others, NLL {found.nll_before:.4f} became {found.nll_after:.4f}, "
+        f"ECE {found.ece_before:.4f} became {found.ece_after:.4f}"
+    )
+    kept = "" if found.tested_kept_right is None else f", keeps {found.tested_kept_right:.1%} of the right answers"
+    refused = "" if found.tested_refused_wrong is None else f", refuses {found.tested_refused_wrong:.1%} of the wrong"
+    print(f"not sure below {found.threshold:.4f}{kept}{refused}")
 
 
 if __name__ == "__main__":

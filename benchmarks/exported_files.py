@@ -39,7 +39,7 @@ def main():
     generator, jobs = np.random.default_rng(0), []
     for path in args.files:
         described = read_description(path).input
-        array = generator.integers(0, 256, described.shape)
+        array = generator.integers(0, 256, [side or 1 for side in described.shape])
         array = array.astype(np.uint8) if described.kind == "image" else np.float32(array / 255)
         jobs += [(path, runner, array) for runner in runners_for(path, lite)]
     if not jobs:

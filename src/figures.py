@@ -98,6 +98,28 @@ def plot_confusion(confusion: np.ndarray, classes: Sequence[str], path: Target) 
     save(figure, path)
 
 
+def plot_reliability(rows: Sequence[Mapping[str, float]], ece: float, path: Target) -> None:
+    """Draw a reliability diagram into the PNG at `path`: accuracy and mean confidence by the top-1 probability.
+
+    `rows` come from `Reliability.rows`. A network that is well calibrated has its bars on the diagonal. Below them is
+    the share of the images in each interval.
+    """
+    figure = new_figure(4.6, 5.2)
+    accuracy, share = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    left, width = [row["low"] for row in rows], [row["high"] - row["low"] for row in rows]
+    accuracy.bar(left, [row["accuracy"] for row in rows], width, align="edge", color=TEST, alpha=0.7, edgecolor="white")
+    accuracy.plot([0, 1], [0, 1], color=TRAIN, linestyle=":", label="as right as sure")
+    accuracy.plot([row["confidence"] for row in rows], [row["accuracy"] for row in rows], "o", color="black", ms=3)
+    accuracy.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=f"expected calibration error {ece:.4f}")
+    accuracy.legend(frameon=False, loc="upper left")
+    images = sum(row["images"] for row in rows)
+    share.bar(left, [row["images"] / images for row in rows], width, align="edge", color=TRAIN, edgecolor="white")
+    share.set(xlabel="probability of the top-1 class", ylabel="share of images")
+    for axes in (accuracy, share):
+        axes.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
 def plot_contact_sheet(images: Sequence[np.ndarray], captions: Sequence[str], path: Target, columns: int = 8) -> None:
     """Draw uint8 images (H, W, C), each with a caption of one or two lines above it, into the PNG at `path`."""
     columns = min(columns, len(images))

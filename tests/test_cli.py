@@ -59,7 +59,7 @@ def test_evaluation_gives_the_metrics_of_the_summary(quickstart, script, tmp_pat
     assert np.sum(result["confusion"]) == 364
     assert np.trace(result["confusion"]) / 364 == best["top1"]
     assert [row["class"] for row in result["per_class"]] == [str(i) for i in range(10)]
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["e.json", "e.png", "out"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["e.json", "e.png", "e.reliability.png", "out"]
 
 
 def test_evaluation_of_the_training_split(quickstart, script, tmp_path):

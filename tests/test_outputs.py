@@ -15,6 +15,7 @@ from src.config.load import make_config
 from src.errors import UserError
 from src.evaluation.evaluate import Evaluation
 from src.evaluation.output import write_evaluation, write_predictions
+from src.evaluation.reliability import reliability_of
 from src.files import making_folder, replacing, write_json
 from src.outputs import MARK
 from tests.conftest import ROOT
@@ -197,7 +198,8 @@ def test_overwrite_replaces_the_files_that_the_options_name_and_no_others(place,
 
 def evaluation():
     confusion = np.array([[3, 1], [0, 4]])
-    return Evaluation(loss=0.5, top1=0.875, top5=1.0, images=8, confusion=confusion)
+    reliability = reliability_of(np.linspace(0.5, 1, 8), np.arange(8) > 0)
+    return Evaluation(0.5, 0.875, 1.0, 8, confusion, reliability)
 
 
 def write_table(path):

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import onnxruntime
 import pytest
 from PIL import Image
 
@@ -75,6 +76,7 @@ def test_choose_by_parameters_and_macs_measures_nothing(script, tmp_path):
 @pytest.mark.slow
 def test_choose_measures_only_networks_within_the_other_limits(script, tmp_path):
     limits = ["--max-ms", "60000", "--max-params", "2e6", "--repeats", "2", "--model", "shufflenet_v2"]
+    limits += ["--runtime", "mindspore"]
     done = script("tools/choose.py", *limits, "--image-size", "32", "--json", "c.json", "--plot", "c.png", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     rows = json.loads((tmp_path / "c.json").read_text())["variants"]
@@ -90,9 +92,32 @@ def test_choose_measures_only_networks_within_the_other_limits(script, tmp_path)
 
 
 @pytest.mark.slow
+def test_files_are_timed_on_their_runtime_and_cached(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    limits = ["--max-ms", "60000", "--max-params", "2e6", "--repeats", "2", "--model", "shufflenet_v2"]
+    size = ["--image-size", "32", "--precision", "int8", "--json", "c.json"]
+    done = command("tools/choose.py", *limits, *size, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    content = json.loads((tmp_path / "c.json").read_text())
+    assert (content["runtime"], content["precision"], content["threads"]) == ("onnx", "int8", 1)
+    assert [row["ms"] is not None for row in content["variants"]] == [True, False, False, False]
+    (file,) = (tmp_path / "cache" / "pocketspore" / "fresh").iterdir()
+    session = onnxruntime.InferenceSession(str(file))
+    assert session.get_inputs()[0].shape == [1, 32, 32, 3]
+    assert session.get_outputs()[0].shape == [1, 1000]
+    written = file.stat().st_mtime_ns
+    again = command("tools/choose.py", *limits, *size, "--overwrite", cwd=tmp_path)
+    assert (again.returncode, file.stat().st_mtime_ns) == (0, written)
+
+
+@pytest.mark.slow
 def test_guidelines_are_compared_with_the_paper(script, tmp_path):
     small = ["--channels", "16", "--image-size", "8", "--repeats", "2"]
-    done = script("tools/guidelines.py", *small, "--json", "g.json", "--plot", "g.png", cwd=tmp_path)
+    wrong = script("tools/guidelines.py", *small, "--runtime", "mindspore", "--threads", "2", cwd=tmp_path)
+    assert wrong.stderr == "error: --threads 2: is not used with --runtime mindspore; leave it out\n"
+    done = script(
+        "tools/guidelines.py", *small, "--runtime", "mindspore", "--json", "g.json", "--plot", "g.png", cwd=tmp_path
+    )
     assert (done.returncode, done.stderr) == (0, "")
     lines = json.loads((tmp_path / "g.json").read_text())["lines"]
     assert [line["guideline"] for line in lines] == ["G1"] * 4 + ["G2"] * 4 + ["G3"] * 5 + ["G4"] * 4
@@ -199,7 +224,13 @@ def test_answers_before_work_starts_import_nothing_slow(name, arguments, code):
             "--max-macs: must be a number above 0, at most 1,000,000,000,000,000 (found many)",
         ),
         ("choose", ["--max-macs", "1e9", "--model", "ghost"], "--model ghost: is not one of"),
-        ("choose", ["--max-macs", "1e9", "--device", "gpu"], "runtime.device: gpu is not available here"),
+        (
+            "choose",
+            ["--max-macs", "1e9", "--runtime", "mindspore", "--device", "gpu"],
+            "runtime.device: gpu is not available here",
+        ),
+        ("choose", ["--max-macs", "1e9", "--device", "gpu"], "--device gpu: is not used with --runtime onnx"),
+        ("choose", ["--max-ms", "9", "--runtime", "lite", "--precision", "int8"], "needs --runtime onnx (found lite)"),
         (
             "plot_schedule",
             ["--config", CONFIG, "--ranks", "0"],
@@ -219,7 +250,7 @@ def test_answers_before_work_starts_import_nothing_slow(name, arguments, code):
             "--devices: must be a whole number from 1 to 1,000,000 (found 0)",
         ),
         ("guidelines", ["--channels", "4"], "--channels: must be a whole number from 8 to 512 (found 4)"),
-        ("guidelines", ["--device", "tpu"], "runtime.device: 'tpu' is not one of"),
+        ("guidelines", ["--runtime", "mindspore", "--device", "tpu"], "runtime.device: 'tpu' is not one of"),
     ],
 )
 def test_mistakes_are_one_line(mistake, tmp_path, tool, arguments, part):

@@ -1,9 +1,11 @@
 """Find the networks that fit your limits: python tools/choose.py --max-ms 20 --image-size 224 --plot choice.png
 
 Prints parameters, MACs and the ImageNet top-1 that the authors report. With --max-ms it also measures the latency per
-image on this machine (compiled, batch 1, with preprocessing). Networks that another limit rules out are not measured.
-Networks are compiled in order of their MACs, the smallest first; after --seconds no further network is compiled.
-Then the compiled networks are timed in turn.
+image on this machine (batch 1, with normalisation). Networks that another limit rules out are not measured.
+--runtime says what runs the networks: onnx and lite export each network with random weights, and keep the files in
+~/.cache/pocketspore; mindspore compiles each network in MindSpore, as training does.
+Networks are prepared in order of their MACs, the smallest first; after --seconds no further network is prepared.
+Then the networks are timed in turn.
 """
 
 import os
@@ -20,17 +22,19 @@ from time import perf_counter
 
 from src.arguments import above_zero, whole
 from src.config.load import make_config
+from src.cost.runtime_options import add_runtime, check_runtime
 from src.errors import ArgumentParser, UserError, did_you_mean, run
 from src.files import make_parent, replacing, write_json
 from src.outputs import add_overwrite, check_outputs, output_files
 
+RUNTIMES = ("onnx", "lite", "mindspore")
 LIMITS = {"max_ms": "ms", "max_params": "params", "max_macs": "macs"}
 
 
 def main():
     args = parse()
     end = perf_counter() + args.seconds
-    runtime = make_config({"runtime": {"device": args.device}}, source="command line").runtime
+    runtime = make_config({"runtime": {"device": args.device or "cpu"}}, source="command line").runtime
 
     from src.cost.figures import plot_choice
     from src.runtime.device import use_device
@@ -48,11 +52,18 @@ def main():
     if unmeasured:
         print(f"not measured, for lack of time (--seconds {args.seconds:g}): {'; '.join(unmeasured)}")
     if args.json is not None:
-        content = {"image_size": args.image_size, "limits": limits, "unmeasured": unmeasured, "variants": variants}
+        where = {"runtime": args.runtime, "precision": args.precision, "threads": args.threads}
+        content = {
+            **where,
+            "image_size": args.image_size,
+            "limits": limits,
+            "unmeasured": unmeasured,
+            "variants": variants,
+        }
         write_json(content, args.json)
     if args.plot is not None:
         with replacing(make_parent(args.plot)) as partial:
-            plot_choice(variants, limits, partial)
+            plot_choice(variants, limits, latency_label(args), partial)
 
 
 def parse():
@@ -64,22 +75,30 @@ def parse():
     parser.add_argument("--max-macs", type=above_zero(1e15), help="MACs per image, such as 150e6")
     parser.add_argument("--model", action="append", help="consider this network only; may be repeated (default: all)")
     parser.add_argument("--image-size", type=whole(8, 1024), default=224, help="pixels (default: 224)")
+    add_runtime(parser, RUNTIMES)
     parser.add_argument(
         "--repeats", type=whole(1, 10_000), default=10, help="the latency is the median of this many runs (default: 10)"
     )
     parser.add_argument(
-        "--seconds", type=above_zero(1e9), default=75, help="compile no further network after this time (default: 75)"
+        "--seconds", type=above_zero(1e9), default=150, help="prepare no further network after this time (default: 150)"
     )
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, gpu or ascend")
     parser.add_argument("--json", metavar="PATH", help="also write the figures to this file")
     parser.add_argument("--plot", metavar="PATH", help="also draw top-1 against latency or MACs into this PNG")
     add_overwrite(parser)
     args = parser.parse_args()
     if all(getattr(args, option) is None for option in LIMITS):
         raise UserError("a limit must be given: --max-ms, --max-params or --max-macs")
+    check_runtime(args)
     outputs = [*output_files("--json", args.json, ".json"), *output_files("--plot", args.plot, ".png")]
     check_outputs(outputs, {}, args.overwrite)
     return args
+
+
+def latency_label(args):
+    """Return the label of the axis with the latency."""
+    names = {"onnx": "ONNX Runtime", "lite": "MindSpore Lite", "mindspore": "MindSpore"}
+    threads = "" if args.threads is None else f", {args.threads} thread{'s' if args.threads > 1 else ''}"
+    return f"latency (ms), {names[args.runtime]} {args.precision}{threads}"
 
 
 def read_variants(args):
@@ -118,32 +137,61 @@ def fits(row, limits):
 def measure(variants, limits, args, end):
     """Set `ms` of the variants that meet the other limits; return the names of the variants that time did not allow.
 
-    `end` is the time of `perf_counter` after which no further network is compiled.
+    `end` is the time of `perf_counter` after which no further network is prepared.
     """
     import numpy as np
 
-    from src.cost.latency import median_ms, warm_up
-    from src.kernels.convert import use_kernels
-    from src.models import create_model
-
-    measured, networks, unmeasured = [], [], []
+    measured, unmeasured, prepared = [], [], []
     other_limits = {key: limit for key, limit in limits.items() if key != "ms"}
     image = np.zeros((1, args.image_size, args.image_size, 3), np.uint8)
+    prepare, times = with_mindspore(args, image) if args.runtime == "mindspore" else with_files(args, image)
     for row in variants:
         if not fits(row, other_limits):
             continue
         if perf_counter() > end:
             unmeasured.append(row["variant"])
             continue
+        prepared.append(prepare(row))
+        measured.append(row)
+    for row, time in zip(measured, times(prepared)):
+        row["ms"] = time
+    return unmeasured
+
+
+def with_mindspore(args, image):
+    """Return the function that compiles a variant in MindSpore, and the function that times compiled variants."""
+    from src.cost.latency import median_ms, warm_up
+    from src.kernels.convert import use_kernels
+    from src.models import create_model
+
+    def prepare(row):
         config = config_of(row, args)
         classifier = create_model(config.model, config.data, 1000)
         use_kernels(classifier, config.runtime)
         warm_up(classifier, image)
-        measured.append(row)
-        networks.append(classifier)
-    for row, time in zip(measured, median_ms(networks, [image] * len(networks), args.repeats)):
-        row["ms"] = time
-    return unmeasured
+        return classifier
+
+    return prepare, lambda networks: median_ms(networks, [image] * len(networks), args.repeats)
+
+
+def with_files(args, image):
+    """Return the function that exports a variant, and the function that times the files on their runtime."""
+    from src.deploy.fresh import fresh_file, target_of
+    from src.deploy.runtimes.timing import RUNS_PER_TURN, median_ms
+    from src.models import create_model
+
+    target = target_of(args.runtime, args.precision, args.lite_python)
+
+    def prepare(row):
+        config = config_of(row, args)
+        return fresh_file(row["variant"], lambda: create_model(config.model, config.data, 1000), image, target)
+
+    def times(paths):
+        rounds = -(-args.repeats // RUNS_PER_TURN)
+        with target.process() as runner:
+            return median_ms([(path, image) for path in paths], runner, rounds, args.threads)
+
+    return prepare, times
 
 
 def print_variants(variants):
@@ -151,7 +199,7 @@ def print_variants(variants):
     print(f"   {'network':<{width}}  {'params':>9}  {'MACs':>11}  {'top-1':>5}  {'ms':>6}")
     for row in variants:
         top1 = "-" if row["top1"] is None else f"{row['top1']:.1f}"
-        latency = "-" if row["ms"] is None else f"{row['ms']:.1f}"
+        latency = "-" if row["ms"] is None else f"{row['ms']:.2f}"
         mark = "*" if row["fits"] else " "
         print(f"{mark}  {row['variant']:<{width}}  {row['params']:>9,}  {row['macs']:>11,}  {top1:>5}  {latency:>6}")
 

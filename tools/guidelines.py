@@ -2,6 +2,7 @@
 
 Repeats tables 1 to 4 of https://arxiv.org/abs/1807.11164 with batch 1. Each network has 10 equal blocks. The networks
 of a table have about the same MACs and differ in one respect. Speeds are relative to the table's first line.
+--runtime onnx or lite exports the networks, and keeps the files in ~/.cache/pocketspore; mindspore compiles them.
 The last column is the paper's relative speed on an ARM core. It comes from columns x1 of tables 1 and 2 and from c=64
 of tables 3 and 4. Tables 1 to 3 have feature maps of 56x56.
 G1: pairs of 1x1 convolutions, from c1 channels to c2 and back. G2: grouped 1x1 convolutions.
@@ -23,10 +24,12 @@ import argparse
 
 from src.arguments import whole
 from src.config.load import make_config
+from src.cost.runtime_options import add_runtime, check_runtime
 from src.errors import ArgumentParser, run
 from src.files import make_parent, replacing, write_json
 from src.outputs import add_overwrite, check_outputs, output_files
 
+RUNTIMES = ("onnx", "lite", "mindspore")
 TITLES = {
     "G1": "input to output channels",
     "G2": "groups",
@@ -44,7 +47,7 @@ PAPER = {
 
 def main():
     args = parse()
-    runtime = make_config({"runtime": {"device": args.device}}, source="command line").runtime
+    runtime = make_config({"runtime": {"device": args.device or "cpu"}}, source="command line").runtime
 
     from src.cost.figures import plot_guidelines
     from src.runtime.device import use_device
@@ -52,7 +55,8 @@ def main():
     use_device(runtime)
     lines = measure(args, runtime)
     width = max(len(line["line"]) for line in lines)
-    print(f"feature maps of {args.image_size}x{args.image_size}, batch 1, median of {args.repeats} runs")
+    maps = f"feature maps of {args.image_size}x{args.image_size}"
+    print(f"{args.runtime} {args.precision}, {maps}, batch 1, median of {args.repeats} runs")
     for guideline, title in TITLES.items():
         print(f"\n{f'{guideline} {title}':<{width}}  {'MACs':>11}  {'ms':>7}  {'images/s':>8}  relative  paper (ARM)")
         for line in (line for line in lines if line["guideline"] == guideline):
@@ -61,7 +65,8 @@ def main():
                 f"  {line['relative']:>8.2f}  {line['paper_relative']:>11.2f}"
             )
     if args.json is not None:
-        write_json({"image_size": args.image_size, "repeats": args.repeats, "lines": lines}, args.json)
+        where = {"runtime": args.runtime, "precision": args.precision, "threads": args.threads}
+        write_json({**where, "image_size": args.image_size, "repeats": args.repeats, "lines": lines}, args.json)
     if args.plot is not None:
         with replacing(make_parent(args.plot)) as partial:
             plot_guidelines(lines, TITLES, partial)
@@ -76,11 +81,12 @@ def parse():
     parser.add_argument(
         "--repeats", type=whole(1, 10_000), default=30, help="each time is the median of this many runs (default: 30)"
     )
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, gpu or ascend")
+    add_runtime(parser, RUNTIMES)
     parser.add_argument("--json", metavar="PATH", help="also write the figures to this file")
     parser.add_argument("--plot", metavar="PATH", help="also draw the relative speeds into this PNG")
     add_overwrite(parser)
     args = parser.parse_args()
+    check_runtime(args)
     outputs = [*output_files("--json", args.json, ".json"), *output_files("--plot", args.plot, ".png")]
     check_outputs(outputs, {}, args.overwrite)
     return args
@@ -91,18 +97,15 @@ def measure(args, runtime):
     import numpy as np
 
     from src.cost.guidelines import benchmarks, stacked_macs
-    from src.cost.latency import median_ms, warm_up
-    from src.kernels.convert import use_kernels
 
     lines = []
     for guideline, rows in benchmarks(args.channels).items():
         macs = [stacked_macs(row.network, args.image_size) for row in rows]
-        for row in rows:
-            use_kernels(row.network, runtime)
         inputs = [np.ones((1, row.channels, args.image_size, args.image_size), np.float32) for row in rows]
-        for row, blank in zip(rows, inputs):
-            warm_up(row.network, blank)
-        times = median_ms([row.network for row in rows], inputs, args.repeats)
+        if args.runtime == "mindspore":
+            times = times_in_mindspore(rows, inputs, args.repeats, runtime)
+        else:
+            times = times_of_files(guideline, rows, inputs, args)
         for row, count, time, paper in zip(rows, macs, times, PAPER[guideline]):
             lines.append(
                 {
@@ -116,6 +119,32 @@ def measure(args, runtime):
                 }
             )
     return lines
+
+
+def times_in_mindspore(rows, inputs, repeats, runtime):
+    """Return the milliseconds of each network, compiled in MindSpore with the settings `runtime`."""
+    from src.cost.latency import median_ms, warm_up
+    from src.kernels.convert import use_kernels
+
+    for row, blank in zip(rows, inputs):
+        use_kernels(row.network, runtime)
+        warm_up(row.network, blank)
+    return median_ms([row.network for row in rows], inputs, repeats)
+
+
+def times_of_files(guideline, rows, inputs, args):
+    """Return the milliseconds of each network, exported to a file for the runtime that the options name."""
+    from src.deploy.fresh import fresh_file, target_of
+    from src.deploy.runtimes.timing import RUNS_PER_TURN, median_ms
+
+    target = target_of(args.runtime, args.precision, args.lite_python)
+    paths = [
+        fresh_file(f"{guideline} {i} {row.channels}", lambda row=row: row.network, blank, target)
+        for i, (row, blank) in enumerate(zip(rows, inputs))
+    ]
+    with target.process() as runner:
+        rounds = -(-args.repeats // RUNS_PER_TURN)
+        return median_ms(list(zip(paths, inputs)), runner, rounds, args.threads)
 
 
 if __name__ == "__main__":

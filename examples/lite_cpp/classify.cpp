@@ -44,6 +44,8 @@ void classify(const std::string &path, const std::string &image_path, int thread
   std::vector<int> order(scores.size());
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return scores[a] > scores[b]; });
+  if (scores[order[0]] < description.threshold)
+    std::printf("not sure: no probability reaches %.6f\n", description.threshold);
   for (size_t i = 0; i < std::min<size_t>(5, order.size()); i++)
     std::printf("%.6f  %s\n", scores[order[i]], description.classes.at(order[i]).c_str());
 }

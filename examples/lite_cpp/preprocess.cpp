@@ -136,6 +136,8 @@ Description read_description(const std::string &path) {
   try {
     const auto json = nlohmann::json::parse(text.begin(), text.end());
     const auto &wanted = json.at("preprocessing");
+    // Null, or missing in descriptions from before version 0.2.0, if the probabilities are not calibrated.
+    const auto confidence = json.value("confidence", nlohmann::json());
     // Descriptions from before version 0.2.0 do not name the interpolation: it was bilinear, without antialiasing.
     return {wanted.at("image_size"),
             json.at("input").at("colour") == "RGB" ? 3 : 1,
@@ -144,6 +146,7 @@ Description read_description(const std::string &path) {
             wanted.value("antialias", false),
             wanted.value("crop_rounding", "down") == "down",
             json.at("output").at("meaning") == "logits",
+            confidence.is_null() ? 0.0 : confidence.at("threshold").get<double>(),
             json.at("classes")};
   } catch (const nlohmann::json::parse_error &) {
     throw std::runtime_error(path + ": is not JSON");  // the error's own text may hold any bytes of the file

@@ -15,6 +15,7 @@ struct Description {
   double crop_fraction;
   bool bicubic, antialias, rounds_crop_down;
   bool is_logits;                    // the file outputs logits, not probabilities
+  double threshold;                  // below this probability, the answer is not sure; 0: not calibrated
   std::vector<std::string> classes;  // in the order of the outputs
 };
 

@@ -27,6 +27,9 @@ def main(model, image, pixels_path=None):
     if description["output"]["meaning"] == "logits":
         exponentials = np.exp(scores - scores.max())
         scores = exponentials / exponentials.sum()
+    threshold = (description.get("confidence") or {}).get("threshold", 0)
+    if scores.max() < threshold:
+        print(f"not sure: no probability reaches {threshold:.6f}")
     for i in np.argsort(-scores)[:5]:
         print(f"{scores[i]:.6f}  {description['classes'][i]}")
 
@@ -74,7 +77,7 @@ def resize_without_antialiasing(pixels, length, axis, is_bicubic):
 
 def make_input(pixels, description):
     """Return the model's input: the image as often as the batch size says, because the file fixes it."""
-    batch = np.repeat(pixels[None], description["input"]["shape"][0], axis=0)
+    batch = np.repeat(pixels[None], description["input"]["shape"][0] or 1, axis=0)
     if description["input"]["kind"] == "image":
         return batch
     mean, std = (np.array(description["preprocessing"][key]) for key in ("mean", "std"))

@@ -40,13 +40,15 @@ def plot_costs(rows: list[dict[str, Any]], label: str, title: str, path: Path) -
     figure.savefig(path, dpi=110, format="png")
 
 
-def plot_choice(variants: list[dict[str, Any]], limits: dict[str, float], path: Path) -> None:
+def plot_choice(variants: list[dict[str, Any]], limits: dict[str, float], latency: str, path: Path) -> None:
     """Draw top-1 against latency into the PNG at `path`, or against MACs if `limits` has no latency limit.
+
+    `latency` is the label of the axis.
 
     Filled marks are variants within the limits. A line joins the Pareto front: the variants for which no other variant
     is both cheaper and more accurate.
     """
-    key, label, unit = ("ms", "latency (ms)", 1) if "ms" in limits else ("macs", "MACs (millions)", 1e6)
+    key, label, unit = ("ms", latency, 1) if "ms" in limits else ("macs", "MACs (millions)", 1e6)
     known = sorted(
         (row for row in variants if row["top1"] is not None and row[key] is not None),
         key=lambda row: (row[key], -row["top1"]),

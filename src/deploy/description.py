@@ -7,6 +7,7 @@ from typing import Any, Literal, Optional, Union, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from src import __version__
 from src.errors import UserError
 from src.files import write_json
 from src.versions import versions
@@ -26,7 +27,9 @@ class Part(BaseModel):
 class Input(Part):
     name: str
     kind: Literal["image", "tensor"]
-    shape: list[int] = Field(description="fixed; the first number is the batch size")
+    shape: list[Optional[int]] = Field(
+        description="fixed; the first number is the batch size, or null if the file takes any number of images"
+    )
     dtype: Literal["uint8", "float32"]
     layout: Literal["NHWC", "NCHW"]
     range: str = Field(description="meaning of the numbers")
@@ -35,7 +38,7 @@ class Input(Part):
 
 class Output(Part):
     name: str
-    shape: list[int] = Field(description="batch, classes")
+    shape: list[Optional[int]] = Field(description="batch size, as of the input; number of classes")
     meaning: Literal["logits", "probabilities"]
 
 
@@ -100,6 +103,44 @@ class Verification(Part):
     runtimes: list[RuntimeCheck] = Field(description="each runtime that ran the file; empty for AIR")
 
 
+class Confidence(Part):
+    temperature: float = Field(description="the logits were divided by it; it is inside the last layer of the file")
+    fitted_images: int = Field(description="images on which temperature and threshold were fitted")
+    tested_images: int = Field(description="other images, on which the keys below were measured with the checkpoint")
+    nll_before: float = Field(description="negative log-likelihood of the right class, without the temperature")
+    nll_after: float
+    ece_before: float = Field(description="expected calibration error, 15 equal intervals; without the temperature")
+    ece_after: float
+    threshold: float = Field(
+        description="an application should say that it is not sure if no probability reaches this threshold"
+    )
+    kept_right: float = Field(description="share of the right answers that the threshold was fitted to keep")
+    tested_kept_right: Optional[float] = Field(
+        description="share of the right answers that it keeps; null: no answer was right"
+    )
+    tested_refused_wrong: Optional[float] = Field(
+        description="share of the wrong answers that it refuses; null: no answer was wrong"
+    )
+
+
+class LayerLoss(Part):
+    layer: str = Field(description="name of the convolution or matrix product in the file")
+    loss: float = Field(description="root mean square of the change of the logits if only this layer is int8")
+
+
+class Quantization(Part):
+    """How the file became int8."""
+
+    reduce_range: bool = Field(description="whether the weights have 7 bits, for processors without VNNI")
+    top1: float = Field(description="top-1 of the file, as a fraction of 1")
+    top1_other_range: float = Field(description="top-1 of the file that the other value of reduce_range gives")
+    lose_most: list[LayerLoss] = Field(description="the layers that lose most as int8, the worst first")
+    float_layers: list[str] = Field(
+        description="layers that stay float32 because the limits of the export could not be kept with them"
+    )
+    stem: list[str] = Field(description="layers at the input that stay float32 because this is faster")
+
+
 class Description(Part):
     """The content of PATH.json."""
 
@@ -115,6 +156,10 @@ class Description(Part):
     preprocessing: Preprocessing
     checkpoint: Source
     verification: Verification
+    confidence: Optional[Confidence] = Field(None, description="null: the probabilities are not calibrated")
+    quantization: Optional[Quantization] = Field(
+        None, description="null for files that are not int8 ONNX, and in files that were written before 0.2.0"
+    )
     made_by: dict[str, str] = Field(description="versions of the software that wrote the file")
 
 
@@ -127,6 +172,8 @@ def describe(
     graph_output: Any,
     options: Any,
     verification: Verification,
+    confidence: Optional[Confidence] = None,
+    quantization: Optional[Quantization] = None,
 ) -> Description:
     """Return the `Description` of the file `exported`, which was written from the `Checkpoint` `checkpoint`.
 
@@ -135,6 +182,7 @@ def describe(
     """
     data = config.data
     takes_images = options.input == "image"
+    batch = None if options.dynamic_batch else graph_input.shape[0]
     return Description(
         version=VERSION,
         format=options.format,
@@ -145,7 +193,7 @@ def describe(
         input=Input(
             name=graph_input.name,
             kind=options.input,
-            shape=list(graph_input.shape),
+            shape=[batch, *graph_input.shape[1:]],
             dtype=graph_input.dtype,
             layout="NHWC" if takes_images else "NCHW",
             range="0 to 255" if takes_images else "(pixel / 255 - mean) / std",
@@ -153,21 +201,11 @@ def describe(
         ),
         output=Output(
             name=graph_output.name,
-            shape=list(graph_output.shape),
+            shape=[batch, *graph_output.shape[1:]],
             meaning="logits" if options.logits else "probabilities",
         ),
         classes=checkpoint.classes,
-        preprocessing=Preprocessing(
-            inside_the_file=takes_images,
-            mean=data.mean,
-            std=data.std,
-            image_size=data.image_size,
-            crop_fraction=data.crop_fraction,
-            interpolation=data.interpolation,
-            antialias=data.antialias,
-            short_side=round(data.image_size / data.crop_fraction),
-            crop_rounding="half_even" if data.antialias else "down",
-        ),
+        preprocessing=preprocessing_of(data, options),
         checkpoint=Source(
             file=checkpoint.path.name,
             sha256=sha256(checkpoint.path),
@@ -176,8 +214,41 @@ def describe(
             config=config.model_dump(),
         ),
         verification=verification,
+        confidence=confidence,
+        quantization=quantization,
         made_by=versions(),
     )
+
+
+def preprocessing_of(data: Any, options: Any) -> Preprocessing:
+    """Return the `Preprocessing` of a file; `data` is the section of the config, and `options` are the `Options`."""
+    return Preprocessing(
+        inside_the_file=options.input == "image",
+        mean=data.mean,
+        std=data.std,
+        image_size=data.image_size,
+        crop_fraction=data.crop_fraction,
+        interpolation=data.interpolation,
+        antialias=data.antialias,
+        short_side=round(data.image_size / data.crop_fraction),
+        crop_rounding="half_even" if data.antialias else "down",
+    )
+
+
+def metadata_of(checkpoint: Any, config: Any, options: Any, confidence: Optional[Confidence]) -> dict[str, str]:
+    """Return what an ONNX file says about itself in `metadata_props`; each value is JSON, except versions and hashes.
+
+    `checkpoint`, `config` and `options` are as in `describe`.
+    """
+    return {
+        "classes": json.dumps(checkpoint.classes, ensure_ascii=False),
+        "preprocessing": preprocessing_of(config.data, options).model_dump_json(),
+        "colour": "RGB" if config.data.channels == 3 else "gray",
+        "output": "logits" if options.logits else "probabilities",
+        "threshold": json.dumps(confidence.threshold if confidence else None),
+        "checkpoint_sha256": sha256(checkpoint.path),
+        "pocketspore": __version__,
+    }
 
 
 def write_description(description: Description, path: Union[str, Path]) -> None:

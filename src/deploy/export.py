@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Optional, Union
@@ -12,36 +12,42 @@ import numpy as np
 from mindspore import nn, ops
 
 from src.data.loading import Loader
-from src.deploy.description import Description, Split, describe, write_description
+from src.deploy.confidence import fit_confidence
+from src.deploy.description import Description, Split, describe, metadata_of, write_description
 from src.deploy.golden import make_golden, write_golden
 from src.deploy.graph.graph import Graph
 from src.deploy.graph.mindir import port_names, read_mindir, write_mindir
 from src.deploy.graph.onnx_format import write_onnx
-from src.deploy.graph.passes import halve_weights, optimize, pool_means, separate_padding
+from src.deploy.graph.passes import fill_channels, halve_weights, optimize, pool_means, separate_padding
 from src.deploy.options import Options, check_images
-from src.deploy.quantize import quantize_onnx, write_lite_calibration
+from src.deploy.quantize import OnnxQuantizer, quantize_within_limits, write_lite_calibration
 from src.deploy.runtimes.lite import Lite, find_lite, need_lite
-from src.deploy.verify import verify
+from src.deploy.verify import compare, expected_outputs, verify
 from src.errors import UserError
 from src.files import naming, publish
 from src.models.classifier import Classifier
 from src.weights.checkpoint import OpenCheckpoint
 
+INT8_CHANNELS = 16  # channels that ONNX Runtime's int8 kernel for depthwise convolutions takes at once
+
 
 class Deployed(nn.Cell):
     """The classifier with the input and output of the exported file.
 
-    It takes uint8 images or normalised float32 tensors, and outputs probabilities or logits.
+    It takes uint8 images or normalised float32 tensors, and outputs logits, or probabilities with a `temperature`.
     """
 
-    def __init__(self, classifier: Classifier, options: Options) -> None:
+    def __init__(self, classifier: Classifier, options: Options, temperature: float = 1.0) -> None:
         super().__init__()
         self.network = classifier
         self.takes_images = options.input == "image"
         self.logits = options.logits
+        self.scale = 1 / temperature
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         scores = self.network(x) if self.takes_images else self.network.classify(x)
+        if self.scale != 1:
+            scores = scores * self.scale
         return scores if self.logits else ops.softmax(scores, -1)
 
 
@@ -76,23 +82,41 @@ def export(
     data = config.data
     if options.precision == "int8":
         check_images(len(loader.samples), options.min_images)
-    golden_image = None if golden is None else make_golden(opened, golden)
-    image = np.zeros((options.batch, data.image_size, data.image_size, data.channels), np.uint8)
+    expected = expected_outputs(config.runtime, classifier, loader)
+    confidence = fit_confidence(expected, options.keep_right / 100) if options.calibrate else None
+    temperature = confidence.temperature if confidence else 1.0
+    golden_image = None if golden is None else make_golden(opened, golden, temperature)
+    batch = 1 if options.dynamic_batch else options.batch
+    image = np.zeros((batch, data.image_size, data.image_size, data.channels), np.uint8)
     example = ms.Tensor(image) if options.input == "image" else classifier.preprocess(ms.Tensor(image))
     output.parent.mkdir(parents=True, exist_ok=True)
     # The temporary folder is beside the output, so that one rename puts a verified file in its place.
     prefix = f".{output.stem}-"
     with naming(output, prefix), tempfile.TemporaryDirectory(dir=output.parent, prefix=prefix) as folder:
         plain, written = Path(folder) / "plain.mindir", Path(folder) / f"model.{options.format}"
-        deployed = Deployed(classifier, options).set_train(False)
+        deployed = Deployed(classifier, options, temperature).set_train(False)
         ms.export(deployed, example, file_name=str(plain), file_format="MINDIR")
         graph = deployment_graph(plain, options)
         if options.format == "air":
             ms.export(deployed, example, file_name=str(written), file_format="AIR")
         else:
-            write(graph, plain, written, output, options, calibration)
-        verification = verify(config.runtime, classifier, written, loader, split, options)
-        description = describe(checkpoint, config, written, graph.input, graph.output, options, verification)
+            metadata = metadata_of(checkpoint, config, options, confidence)
+            write(graph, plain, written, output, options, calibration, metadata)
+        seen = (loader, split, options, temperature)
+        quantization = None
+        if options.precision == "int8" and options.format == "onnx":
+            quantizer = OnnxQuantizer(written.rename(written.with_name("float.onnx")), calibration)
+            verification, quantization = quantize_within_limits(
+                quantizer, written, options, lambda: verify(expected, classifier, written, *seen)
+            )
+            other = written.with_name("other.onnx")
+            quantizer.write(other, not options.reduce_range, quantization.float_layers)
+            check, *_ = compare(expected, classifier, other, *seen).runtimes
+            quantization = quantization.model_copy(update={"top1_other_range": check.top1})
+        else:
+            verification = verify(expected, classifier, written, *seen)
+        ports = graph.input, graph.output
+        description = describe(checkpoint, config, written, *ports, options, verification, confidence, quantization)
         sidecar = Path(folder) / "model.json"
         write_description(description, sidecar)
         names = {written: output, sidecar: Path(f"{output}.json")}
@@ -111,7 +135,9 @@ def deployment_graph(plain: Path, options: Options) -> Graph:
     if options.format == "air" or (options.format == "mindir" and options.mindir_version == 3):
         name_ports(graph, *port_names(plain))
         return graph
-    optimize(graph)
+    optimize(graph, options.dynamic_batch)
+    if options.precision == "int8" and options.format == "onnx":
+        fill_channels(graph, INT8_CHANNELS)
     if options.precision == "float16" and options.format != "ms":
         halve_weights(graph)
     name_ports(graph, options.input, "logits" if options.logits else "probabilities")
@@ -129,16 +155,21 @@ def name_ports(graph: Graph, input_name: str, output_name: str) -> None:
 
 
 def write(
-    graph: Graph, plain: Path, path: Path, output: Path, options: Options, calibration: Iterable[np.ndarray]
+    graph: Graph,
+    plain: Path,
+    path: Path,
+    output: Path,
+    options: Options,
+    calibration: Iterable[np.ndarray],
+    metadata: Mapping[str, str],
 ) -> None:
     """Write the graph to `path` in the format of `options`.
 
-    `plain` is the MindIR file that MindSpore exported. `output` is the final path of the file.
+    `plain` is the MindIR file that MindSpore exported. `output` is the final path of the file. An ONNX file holds
+    `metadata`.
     """
     if options.format == "onnx":
-        write_onnx(graph, path)
-        if options.precision == "int8":
-            quantize_onnx(path, calibration)
+        write_onnx(graph, path, metadata, options.dynamic_batch)
     elif options.format == "ms" and options.precision == "int8":
         convert_int8(graph, path, output, options, calibration)
     elif options.format == "ms":

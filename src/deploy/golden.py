@@ -42,8 +42,8 @@ class GoldenImage:
     probabilities: np.ndarray  # float64 (classes)
 
 
-def make_golden(opened: OpenCheckpoint, path: Union[str, Path]) -> GoldenImage:
-    """Return the `GoldenImage` of an image file: the evaluation of eval.py applied to it.
+def make_golden(opened: OpenCheckpoint, path: Union[str, Path], temperature: float = 1.0) -> GoldenImage:
+    """Return the `GoldenImage` of an image file: the evaluation of eval.py applied to it, with a temperature.
 
     Raise a `UserError` if the file is missing or damaged, or is neither JPEG nor PNG.
     """
@@ -57,7 +57,8 @@ def make_golden(opened: OpenCheckpoint, path: Union[str, Path]) -> GoldenImage:
     # PyNative mode, because compiling takes longer than running one image.
     step = make_eval_step(opened.classifier, compiled=False)
     (pixels,), (probabilities,) = predict_files(step, opened.config, opened.checkpoint.classes, [str(path)])
-    return GoldenImage(content, SUFFIXES[kind], pixels, probabilities)
+    powers = probabilities ** (1 / temperature)  # which, normalised, are softmax(logits / temperature)
+    return GoldenImage(content, SUFFIXES[kind], pixels, powers / powers.sum())
 
 
 def write_golden(golden: GoldenImage, written: Path, output: Path) -> dict[Path, Path]:

@@ -3,12 +3,15 @@
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Union
 
+from src.arguments import whole
 from src.deploy.description import FORMATS
 from src.errors import UserError
 from src.outputs import Output
 
+DYNAMIC = "dynamic"  # a value of --batch
+DYNAMIC_BATCH = 8  # images of a batch when a file with a dynamic batch size is verified
 INPUTS = ("image", "tensor")
 PRECISIONS = ("float32", "float16", "int8")
 DEFAULTS = {
@@ -17,7 +20,13 @@ DEFAULTS = {
     "min_agreement": 98.0,
     "min_images": 200,
     "mindir_version": 1,
+    "keep_right": 95.0,
 }  # of the options that only some exports use
+
+
+def batch_size(text: str) -> Union[int, str]:
+    """Return the value of --batch: a number, or DYNAMIC."""
+    return text if text == DYNAMIC else whole(1, 256)(text)
 
 
 @dataclass(frozen=True)
@@ -27,13 +36,17 @@ class Options:
     format: str
     input: str = "image"
     logits: bool = False
-    batch: int = 1
+    batch: int = 1  # images of a batch; with `dynamic_batch`, of the batches of the verification
+    dynamic_batch: bool = False  # onnx: the file takes any number of images
     precision: str = "float32"
     mindir_version: int = 1
     max_drop: float = 1.0  # percentage points of top-1 that float16 and int8 may lose
     min_agreement: float = 98.0  # float16, int8: percent of the images with the same top-1 class as the checkpoint
     min_images: int = 200  # int8: fewest images of the verification
     lite_python: Optional[str] = None
+    calibrate: bool = True  # fit a temperature if the file outputs probabilities
+    keep_right: float = 95.0  # percent of the right answers that the threshold keeps
+    reduce_range: bool = False  # int8: weights with 7 bits
 
 
 def options_of(args: Namespace) -> Options:
@@ -50,6 +63,12 @@ def options_of(args: Namespace) -> Options:
             raise UserError(
                 f"{override}: is not supported, because an exported file always has stock operators; leave it out"
             )
+    calibrate = not (args.logits or args.no_calibrate)
+    if args.logits and args.no_calibrate:
+        raise UserError("--no-calibrate: is not used with --logits, which is never calibrated; leave it out")
+    dynamic = args.batch == DYNAMIC
+    if dynamic and kind != "onnx":
+        raise UserError(f"--batch {DYNAMIC}: is supported with --format onnx only (found {kind}); give a number")
     version_3 = kind == "mindir" and args.mindir_version == 3
     used = {
         "calibration": args.precision == "int8",
@@ -57,13 +76,18 @@ def options_of(args: Namespace) -> Options:
         "min_agreement": args.precision != "float32",
         "min_images": args.precision == "int8",
         "mindir_version": kind == "mindir",
+        "keep_right": calibrate,
+        "reduce_range": args.precision == "int8" and kind == "onnx",
         "lite_python": kind == "ms" or (kind == "mindir" and not version_3),
     }
     for name, is_used in used.items():
         value = getattr(args, name)
-        if value is not None and not is_used:
+        if value is not None and value is not False and not is_used:
             described = f"--format {kind} --precision {args.precision}" + (" --mindir-version 3" if version_3 else "")
-            raise UserError(f"--{name.replace('_', '-')} {value}: is not used with {described}; leave it out")
+            if name == "keep_right":
+                described = "--logits" if args.logits else "--no-calibrate"
+            option = f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+            raise UserError(f"{option}: is not used with {described}; leave it out")
         if value is None and name in DEFAULTS:
             setattr(args, name, DEFAULTS[name])
     if args.precision != "float32" and (version_3 or kind == "air"):
@@ -77,13 +101,17 @@ def options_of(args: Namespace) -> Options:
         format=kind,
         input=args.input,
         logits=args.logits,
-        batch=args.batch,
+        batch=DYNAMIC_BATCH if dynamic else args.batch,
+        dynamic_batch=dynamic,
         precision=args.precision,
         mindir_version=args.mindir_version,
         max_drop=args.max_drop,
         min_agreement=args.min_agreement,
         min_images=args.min_images,
         lite_python=args.lite_python,
+        calibrate=calibrate,
+        keep_right=args.keep_right,
+        reduce_range=args.reduce_range,
     )
 
 

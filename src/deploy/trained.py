@@ -37,7 +37,7 @@ class Trained:
     config: Config
     classes: list[str]  # names, in the order of the logits
     step: Callable[[ms.Tensor], ms.Tensor]  # from images uint8 (batch_size, H, W, C) to logits (batch_size, classes)
-    batch_size: Optional[int]  # fixed by an exported file; None for a checkpoint
+    batch_size: Optional[int]  # fixed by an exported file; None: any number of images
 
 
 def open_trained(path: Union[str, Path], overrides: Sequence[str], lite_python: Optional[str] = None) -> Trained:

@@ -1,6 +1,7 @@
 """Verify on each of its runtimes that an exported file gives the same outputs as its checkpoint."""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import mindspore as ms
@@ -11,6 +12,7 @@ from src.data.loading import Loader
 from src.deploy.description import RuntimeCheck, Split, Verification
 from src.deploy.options import Options, check_images
 from src.deploy.runtimes.lite import find_lite, need_lite
+from src.deploy.runtimes.openvino import DEFAULT_PRECISION, openvino_runtimes
 from src.deploy.runtimes.runtimes import MindSporeRuntime, OnnxRuntime, Runtime, lite_runtime
 from src.deploy.trained import SMALLEST_PROBABILITY
 from src.errors import UserError
@@ -30,7 +32,7 @@ def runtimes(path: Path, options: Options) -> list[Runtime]:
     if options.format == "air":
         return []  # only Ascend's own tools load it
     if options.format == "onnx":
-        return [OnnxRuntime(path)]
+        return [OnnxRuntime(path), *openvino_runtimes(path)]
     if options.format == "ms":
         return [lite_runtime(path, need_lite(options.lite_python))]
     python = find_lite(options.lite_python)
@@ -39,56 +41,94 @@ def runtimes(path: Path, options: Options) -> list[Runtime]:
     return [MindSporeRuntime(path)]
 
 
-def verify(
-    runtime: RuntimeConfig, classifier: Classifier, path: Path, loader: Loader, split: Split, options: Options
-) -> Verification:
-    """Run the file at `path` on each of its runtimes, and compare with the classifier on the loader's images.
+@dataclass(frozen=True)
+class Expected:
+    """The checkpoint's outputs for the images of the verification, in the loader's order."""
 
-    `runtime` is the section of the config, and `split` is the split of the images. Return the `Verification`; a
+    labels: np.ndarray  # int32 (N)
+    logits: np.ndarray  # float32 (N, classes)
+
+    @property
+    def top1(self) -> float:
+        """The checkpoint's top-1, as a fraction of 1."""
+        return float((self.logits.argmax(1) == self.labels).mean())
+
+
+class LossError(UserError):
+    """A float16 or int8 file loses more top-1, or agrees with the checkpoint on fewer images, than the limits allow."""
+
+
+def expected_outputs(runtime: RuntimeConfig, classifier: Classifier, loader: Loader) -> Expected:
+    """Return the checkpoint's outputs for the loader's images; `runtime` is the section of the config."""
+    step = make_eval_step(classifier.set_train(False), compiled=runtime.mode == "graph")
+    _, labels, logits = zip(*predict(step, loader))
+    return Expected(np.concatenate(labels), np.concatenate(logits))
+
+
+def verify(
+    expected: Expected,
+    classifier: Classifier,
+    path: Path,
+    loader: Loader,
+    split: Split,
+    options: Options,
+    temperature: float = 1.0,
+) -> Verification:
+    """Run the file at `path` on each of its runtimes, and compare with the checkpoint on the loader's images.
+
+    `split` is the split of the images. The file divides the logits by `temperature`. Return the `Verification`; a
     difference above the limits is a `UserError`.
     """
-    step = make_eval_step(classifier.set_train(False), compiled=runtime.mode == "graph")
-    targets = runtimes(path, options)
-    images, checkpoint_correct, allowed = 0, 0, MAX_DIFFERENCE
-    difference, agreed = [0.0] * len(targets), [0] * len(targets)
-    lost, won = [0] * len(targets), [0] * len(targets)  # images that only the checkpoint, or only the file, gets right
-    for batch, labels, logits in predict(step, loader):
-        count = len(labels)
-        padded = np.concatenate([batch, np.repeat(batch[-1:], options.batch - count, axis=0)])
-        x = padded if options.input == "image" else classifier.preprocess(ms.Tensor(padded)).asnumpy()
-        expected = logits if options.logits else np.maximum(log_softmax(logits), np.log(SMALLEST_PROBABILITY))
-        allowed = max(allowed, MAX_RELATIVE_DIFFERENCE * float(np.abs(logits).max()))
-        images += count
-        right = logits.argmax(1) == labels
-        checkpoint_correct += int(right.sum())
-        for i, target in enumerate(targets):
-            scores = log_scores(target.run(x)[:count], options)
-            if not np.isfinite(scores).all():
-                raise UserError(f"verification failed on {target.name}: the output is not finite; no file was written")
-            difference[i] = max(difference[i], float(np.abs(scores - expected).max()))
-            agreed[i] += int((scores.argmax(1) == logits.argmax(1)).sum())
-            still_right = scores.argmax(1) == labels
-            lost[i] += int((right & ~still_right).sum())
-            won[i] += int((~right & still_right).sum())
-    checks = [
-        RuntimeCheck(
-            runtime=target.name,
-            version=target.version,
-            max_difference=difference[i],
-            agreement=agreed[i] / images,
-            top1=(checkpoint_correct - lost[i] + won[i]) / images,
-            drop_interval=drop_interval(lost[i], won[i], images),
-        )
-        for i, target in enumerate(targets)
-    ]
-    for target in targets:
-        target.close()
-    verification = Verification(
-        images=images, split=split, checkpoint_top1=checkpoint_correct / images, runtimes=checks
-    )
-    for check in checks:
+    verification = compare(expected, classifier, path, loader, split, options, temperature)
+    allowed = max(MAX_DIFFERENCE, MAX_RELATIVE_DIFFERENCE * float(np.abs(expected.logits).max()) / temperature)
+    for check in verification.runtimes:
         check_limits(check, verification, options, allowed)
     return verification
+
+
+def compare(
+    expected: Expected,
+    classifier: Classifier,
+    path: Path,
+    loader: Loader,
+    split: Split,
+    options: Options,
+    temperature: float = 1.0,
+) -> Verification:
+    """Return the `Verification` of a file; see `verify`. An output that is not finite is a `UserError`."""
+    targets = runtimes(path, options)
+    wanted = expected.logits.astype(np.float64) / temperature
+    if not options.logits:
+        wanted = np.maximum(log_softmax(wanted), np.log(SMALLEST_PROBABILITY))
+    found: list[list[np.ndarray]] = [[] for _ in targets]
+    for batch, _ in loader.epoch() if targets else ():
+        missing = 0 if options.dynamic_batch else options.batch - len(batch)
+        padded = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
+        x = padded if options.input == "image" else classifier.preprocess(ms.Tensor(padded)).asnumpy()
+        for scores, target in zip(found, targets):
+            scores.append(log_scores(target.run(x)[: len(batch)], options))
+            if not np.isfinite(scores[-1]).all():
+                raise UserError(f"verification failed on {target.name}: the output is not finite; no file was written")
+    for target in targets:
+        target.close()
+    checks = [
+        check_of(target, np.concatenate(scores), wanted, expected.labels) for target, scores in zip(targets, found)
+    ]
+    return Verification(images=len(expected.labels), split=split, checkpoint_top1=expected.top1, runtimes=checks)
+
+
+def check_of(target: Runtime, scores: np.ndarray, wanted: np.ndarray, labels: np.ndarray) -> RuntimeCheck:
+    """Return the `RuntimeCheck` of a runtime's outputs `scores` (N, classes), where `wanted` are the checkpoint's."""
+    right, still_right = wanted.argmax(1) == labels, scores.argmax(1) == labels
+    lost, won = int((right & ~still_right).sum()), int((~right & still_right).sum())
+    return RuntimeCheck(
+        runtime=target.name,
+        version=target.version,
+        max_difference=float(np.abs(scores - wanted).max()),
+        agreement=float((scores.argmax(1) == wanted.argmax(1)).mean()),
+        top1=float(still_right.mean()),
+        drop_interval=drop_interval(lost, won, len(labels)),
+    )
 
 
 def drop_interval(lost: int, won: int, images: int) -> list[float]:
@@ -112,17 +152,18 @@ def log_scores(output: np.ndarray, options: Options) -> np.ndarray:
 
 def check_limits(check: RuntimeCheck, verification: Verification, options: Options, allowed: float) -> None:
     """Raise a `UserError` if the results differ too much from the checkpoint's; `allowed` is the limit for logits."""
+    precision = "its precision" if check.runtime == DEFAULT_PRECISION else options.precision
     where = f"verification failed on {check.runtime} {check.version} with {verification.images} images"
-    if options.precision != "float32":
+    if options.precision != "float32" or check.runtime == DEFAULT_PRECISION:
         drop = 100 * (verification.checkpoint_top1 - check.top1)
         if drop > options.max_drop:
-            raise UserError(
-                f"{where}: {options.precision} loses too much top-1 (found {drop:.2f} points, expected at most "
+            raise LossError(
+                f"{where}: {precision} loses too much top-1 (found {drop:.2f} points, expected at most "
                 f"{options.max_drop:g}); no file was written, --max-drop allows more"
             )
         if 100 * check.agreement < options.min_agreement:
-            raise UserError(
-                f"{where}: {options.precision} gives too many images another top-1 class than the checkpoint (found "
+            raise LossError(
+                f"{where}: {precision} gives too many images another top-1 class than the checkpoint (found "
                 f"{check.agreement:.2%} with the same class, expected at least {options.min_agreement:g} %); no file "
                 "was written, --min-agreement allows less"
             )

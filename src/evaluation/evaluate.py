@@ -9,6 +9,7 @@ import mindspore as ms
 import numpy as np
 
 from src.data.loading import Loader
+from src.evaluation.reliability import BINS, Reliability, reliability_of
 from src.models.classifier import Classifier
 from src.runtime.device import compile_graph
 from src.runtime.parallel import Ranks
@@ -29,6 +30,7 @@ class Evaluation:
     top5: float  # 1 if there are at most five classes and no logit is NaN
     images: int
     confusion: np.ndarray  # number of images by (true class, predicted class), int64 (classes, classes)
+    reliability: Reliability
 
     def per_class(self, classes: Sequence[str]) -> list[dict[str, Any]]:
         """Return a dict per class: name, precision, recall and number of images.
@@ -103,6 +105,7 @@ def summarize(batches: Iterable[Batch], ranks: Optional[Ranks] = None) -> Evalua
     ranks = ranks or Ranks()
     loss, top5 = 0.0, 0
     confusion: Any = None  # the first logits give its size
+    bins = np.zeros((3, BINS))  # sums of the fields of Reliability
     for _, labels, logits in batches:
         classes = logits.shape[1]
         confusion = np.zeros((classes, classes), np.int64) if confusion is None else confusion
@@ -116,9 +119,14 @@ def summarize(batches: Iterable[Batch], ranks: Optional[Ranks] = None) -> Evalua
         top5 += int((valid & (before < TOP_K)).sum())
         predicted = np.where(valid, logits.argmax(1), (labels + 1) % classes)
         np.add.at(confusion, (labels, predicted), 1)
+        part = reliability_of(softmax(logits).max(1), predicted == labels)
+        bins += np.stack([part.images, part.hits, part.confidence])
     loss, confusion = ranks.sum(np.array([loss], np.float64))[0], ranks.sum(confusion)
     top5, images = ranks.sum(np.array([top5], np.int64))[0], int(confusion.sum())
-    return Evaluation(float(loss / images), float(confusion.trace() / images), float(top5 / images), images, confusion)
+    bins = ranks.sum(bins)
+    reliability = Reliability(bins[0].astype(np.int64), bins[1].astype(np.int64), bins[2])
+    top1 = float(confusion.trace() / images)
+    return Evaluation(float(loss / images), top1, float(top5 / images), images, confusion, reliability)
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -135,5 +143,6 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Return the probabilities of logits (N, classes), float64."""
-    exponentials = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    with np.errstate(invalid="ignore"):  # as in log_softmax
+        exponentials = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
     return exponentials / exponentials.sum(1, keepdims=True)

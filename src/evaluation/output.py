@@ -16,9 +16,10 @@ from src.data.loading import eval_loader
 from src.data.samples import Samples
 from src.errors import UserError
 from src.evaluation.evaluate import Evaluation, Step, predict, softmax
-from src.figures import plot_confusion, plot_contact_sheet
+from src.figures import plot_confusion, plot_contact_sheet, plot_reliability
 from src.files import make_parent, replacing
 
+RELIABILITY = ".reliability.png"  # ending of the name of the reliability diagram
 SHEET_IMAGES = 64  # largest number of images on a contact sheet
 
 
@@ -29,24 +30,32 @@ def print_evaluation(result: Evaluation, classes: Sequence[str]) -> None:
     for row in result.per_class(classes):
         precision, recall = (f"{row[key]:.1%}" if row[key] is not None else "-" for key in ("precision", "recall"))
         print(f"{row['class']:<{width}}  {precision:>9}  {recall:>6}  {row['images']:>6}")
-    print(f"\nloss {result.loss:.4f}  top-1 {result.top1:.2%}  top-5 {result.top5:.2%}  on {result.images:,} images")
+    metrics = f"loss {result.loss:.4f}  top-1 {result.top1:.2%}  top-5 {result.top5:.2%}"
+    print(f"\n{metrics}  ECE {result.reliability.ece:.4f}  on {result.images:,} images")
 
 
 def write_evaluation(result: Evaluation, classes: list[str], path: Union[str, Path]) -> None:
-    """Write an `Evaluation` as JSON to `path`, and its confusion matrix as a PNG with the same name beside it."""
+    """Write an `Evaluation` as JSON to `path`, and its confusion matrix as a PNG with the same name beside it.
+
+    The reliability diagram is a PNG beside them, with RELIABILITY at the end of its name.
+    """
     content = {
         "loss": result.loss,
         "top1": result.top1,
         "top5": result.top5,
+        "ece": result.reliability.ece,
         "images": result.images,
         "classes": classes,
         "per_class": result.per_class(classes),
         "confusion": result.confusion.tolist(),
+        "reliability": result.reliability.rows(),
     }
     path = make_parent(path)
-    with replacing(path) as table, replacing(path.with_suffix(".png")) as picture:
+    matrix, curve = path.with_suffix(".png"), path.with_suffix(RELIABILITY)
+    with replacing(path) as table, replacing(matrix) as picture, replacing(curve) as diagram:
         table.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         plot_confusion(result.confusion, classes, picture)
+        plot_reliability(result.reliability.rows(), result.reliability.ece, diagram)
 
 
 def find_images(path: Union[str, Path]) -> list[str]:

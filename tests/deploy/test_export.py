@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import hashlib
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -9,10 +11,13 @@ from types import SimpleNamespace
 
 import mindspore as ms
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from mindspore import nn
+from onnx import numpy_helper
 from PIL import Image
+from sklearn.metrics import log_loss
 
 from src.data.datasets import load_samples
 from src.data.loading import eval_loader
@@ -22,7 +27,7 @@ from src.deploy.options import Options
 from src.deploy.quantize import full_batches
 from src.deploy.runtimes.lite import Lite, find_lite
 from src.deploy.trained import open_trained
-from src.deploy.verify import check_limits, verify
+from src.deploy.verify import Expected, LossError, check_limits, verify
 from src.errors import UserError
 from src.evaluation.evaluate import predict, softmax, summarize
 from src.weights.checkpoint import OpenCheckpoint, adapt_config, load_checkpoint, restore
@@ -161,16 +166,101 @@ def test_exported_files_evaluate_as_the_checkpoint(case, exported, monkeypatch):
         assert result.loss == pytest.approx(results[0].loss, abs=1e-4)
 
 
+def int8_weights(path):
+    """Return {name: int8 weights} of a quantised file, and its model; weights have the zero point 0."""
+    model = onnx.load(path)
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    weights = {name: array for name, array in arrays.items() if array.dtype == np.int8 and array.ndim > 1}
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in weights:
+            assert not arrays[node.input[2]].any()
+            assert arrays[node.input[1]].shape == weights[node.input[0]].shape[:1]  # a scale per channel
+    return weights, model
+
+
 def test_int8_is_smaller_and_loses_little(case, exported, tmp_path):
     path = tmp_path / "net.onnx"
     # The batch is larger than the number of calibration images, as with --calibration 256 --batch 300.
     limits = {"max_drop": 10.0, "min_agreement": 90.0, "min_images": 20}
     description = case.export(path, precision="int8", batch=32, **limits)
     assert path.stat().st_size < 0.45 * exported["onnx"].stat().st_size
-    types = {entry.type for entry in onnxruntime.InferenceSession(str(path)).get_inputs()}
-    assert types == {"tensor(uint8)"}
     drop = description.verification.checkpoint_top1 - description.verification.runtimes[0].top1
     assert drop <= 0.1
+    weights, model = int8_weights(path)
+    assert max(array.max() for array in weights.values()) == 127
+    assert [entry.key for entry in model.metadata_props].count("classes") == 1
+    # Activations are part of the quantised operators behind the stem, and the channels of depthwise convolutions are
+    # multiples of 16.
+    assert [node.op_type for node in model.graph.node if node.op_type in ("Relu", "Clip")] == ["Relu"]
+    depthwise = [array.shape[0] for array in weights.values() if array.shape[1] == 1 and array.ndim == 4]
+    assert {24, 32} & set(depthwise)
+    quantization = description.quantization
+    losses = [layer.loss for layer in quantization.lose_most]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] > 0
+    assert {layer.layer for layer in quantization.lose_most} <= {node.name for node in model.graph.node}
+    assert (quantization.reduce_range, quantization.float_layers) == (False, [])
+
+
+def test_layers_stay_float_where_int8_loses_too_much(case, tmp_path, monkeypatch):
+    """The verification refuses the first three files."""
+    path, files = tmp_path / "net.onnx", []
+
+    def refuse(*arguments):
+        files.append(int8_weights(arguments[2])[0])
+        if len(files) < 4:
+            raise LossError("int8 loses too much")
+        return verify(*arguments)
+
+    monkeypatch.setattr("src.deploy.export.verify", refuse)
+    limits = {"max_drop": 100.0, "min_agreement": 0.0, "min_images": 20, "reduce_range": True}
+    quantization = case.export(path, precision="int8", **limits).quantization
+    assert [len(files[0]) - len(weights) for weights in files] == [0, 1, 2, 4]
+    worst = [layer.layer for layer in quantization.lose_most]
+    assert quantization.float_layers == worst[:4]
+    weights, _ = int8_weights(path)
+    assert max(np.abs(array.astype(int)).max() for array in weights.values()) == 64  # 7 bits
+    assert quantization.reduce_range
+
+
+def test_probabilities_are_calibrated_inside_the_file(case, tmp_path):
+    """The temperature is in the last layer: the file has no operator more than without it."""
+    everything = load_samples(case.checkpoint.config.data, "test", case.checkpoint.classes)
+    whole = dataclasses.replace(case, samples=everything)
+    found = whole.export(tmp_path / "net.onnx", batch=52).confidence
+    plain = whole.export(tmp_path / "plain.onnx", batch=52, calibrate=False)
+    assert (plain.confidence, found.fitted_images, found.tested_images) == (None, 182, 182)
+    ((images, labels),) = eval_loader(case.checkpoint.config, everything, batch_size=364).epoch()
+    logits = np.concatenate([case.classifier(ms.Tensor(images[i : i + 52])).asnumpy() for i in range(0, 364, 52)])
+    probabilities = np.concatenate([run_onnx(tmp_path / "net.onnx", images[i : i + 52]) for i in range(0, 364, 52)])
+    np.testing.assert_allclose(probabilities, softmax(logits / found.temperature), atol=1e-5)
+    nodes = [[node.op_type for node in onnx.load(tmp_path / name).graph.node] for name in ("net.onnx", "plain.onnx")]
+    assert nodes[0] == nodes[1]
+    tested = probabilities[1::2]
+    assert found.nll_after == pytest.approx(log_loss(labels[1::2], tested, labels=range(10)), rel=1e-4)
+    right, sure = tested.argmax(1) == labels[1::2], tested.max(1) >= found.threshold
+    assert found.tested_kept_right == pytest.approx(sure[right].mean())
+    assert abs(found.temperature - 1) > 0.01
+
+
+def test_onnx_files_take_any_number_of_images_and_describe_themselves(case, tmp_path):
+    path = tmp_path / "net.onnx"
+    description = case.export(path, batch=8, dynamic_batch=True)
+    assert description.input.shape == [None, 16, 16, 1]
+    for count in (1, 3, 20):
+        np.testing.assert_allclose(run_onnx(path, case.images[:count]), softmax(case.logits[:count]), atol=1e-5)
+    metadata = onnxruntime.InferenceSession(str(path)).get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["classes"]) == description.classes
+    assert json.loads(metadata["preprocessing"]) == json.loads(Path(f"{path}.json").read_text())["preprocessing"]
+    assert metadata["checkpoint_sha256"] == hashlib.sha256(case.source.read_bytes()).hexdigest()
+    assert metadata["pocketspore"] == description.made_by["pocketspore"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
+def test_openvino_verifies_with_both_precisions(case, tmp_path):
+    checks = case.export(tmp_path / "net.onnx").verification.runtimes
+    assert [check.runtime for check in checks] == ["ONNX Runtime", "OpenVINO, f32", "OpenVINO, default precision"]
+    assert checks[1].max_difference <= 1e-4
 
 
 def test_int8_needs_many_images_to_verify(case, tmp_path):
@@ -227,13 +317,13 @@ def test_limits_of_the_difference_from_the_checkpoint(found, options, part):
 def test_the_allowed_difference_grows_with_logits_above_ten(case, monkeypatch, largest, added, refused):
     """The runtime's logits differ by `added` from the checkpoint's, whose largest logit is `largest`."""
     logits = np.float32([[largest, -largest / 2, 0.0]])
-    monkeypatch.setattr("src.deploy.verify.predict", lambda step, loader: [(np.zeros((1, 1)), np.zeros(1), logits)])
+    loader = SimpleNamespace(epoch=lambda: [(np.zeros((1, 1, 1, 1), np.uint8), np.zeros(1, np.int32))])
     found = logits + np.float32([[0.0, added, 0.0]])
     runtime = SimpleNamespace(name="ONNX Runtime", version="1", run=lambda x: found, close=lambda: None)
     monkeypatch.setattr("src.deploy.verify.runtimes", lambda path, options: [runtime])
     options = Options(format="onnx", logits=True)
     with pytest.raises(UserError, match="the outputs differ too much") if refused else contextlib.nullcontext():
-        verify(case.checkpoint.config.runtime, case.classifier, None, None, "test", options)
+        verify(Expected(np.zeros(1, np.int32), logits), None, None, loader, "test", options)
 
 
 def test_mindir_version_3_runs_in_mindspore_only(case, tmp_path):

@@ -29,11 +29,23 @@ def options(monkeypatch, *arguments):
         ([*INT8, "--max-drop", "nan"], r"--max-drop: must be a number from 0 to 100 \(found nan\)"),
         (["--precision", "float16", "--min-images", "9"], "--min-images 9: is not used with"),
         (["--min-agreement", "99"], "--min-agreement 99.0: is not used with"),
+        (["--reduce-range"], "--reduce-range: is not used with --format onnx --precision float32; leave it out"),
+        (["--logits", "--keep-right", "90"], "--keep-right 90.0: is not used with --logits; leave it out"),
+        (["--no-calibrate", "--keep-right", "0"], "--keep-right 0.0: is not used with --no-calibrate; leave it out"),
+        (["--logits", "--no-calibrate"], "--no-calibrate: is not used with --logits"),
+        (["--max-drop", "0"], "--max-drop 0.0: is not used with"),
+        (["--batch", "257"], r"--batch: must be a whole number from 1 to 256 \(found 257\)"),
     ],
 )
 def test_limits_that_cannot_be(monkeypatch, arguments, message):
     with pytest.raises(UserError, match=message):
         options(monkeypatch, *arguments)
+
+
+def test_dynamic_batch_is_for_onnx(monkeypatch):
+    assert options(monkeypatch, "--batch", "dynamic").dynamic_batch
+    with pytest.raises(UserError, match=r"--batch dynamic: is supported with --format onnx only \(found mindir\)"):
+        options(monkeypatch, "--batch", "dynamic", "--output", "net.mindir")
 
 
 def test_limits_of_int8(monkeypatch):

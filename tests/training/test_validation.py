@@ -147,7 +147,7 @@ def test_a_second_signal_during_the_evaluation_saves_nothing(shades, signals):
 @pytest.mark.parametrize("loss", [np.nan, np.inf])
 def test_a_test_loss_that_is_not_finite_is_a_divergence(signals, column, loss):
     trainer = Trainer(make_config({}), None, Ranks(), Interrupts(), [], None, None)
-    result = Evaluation(loss, 0.0, 0.0, 1, np.zeros((2, 2), np.int64))
+    result = Evaluation(loss, 0.0, 0.0, 1, np.zeros((2, 2), np.int64), None)
     with pytest.raises(DivergedError, match=rf"{column} became (nan|inf) after epoch 1, at learning rate 0.1"):
         trainer.end_epoch(lambda poll: (result, {}, {"test_loss": 0.5, column: loss}), np.float32([0.1]), Clock())
     assert trainer.state == RunState()

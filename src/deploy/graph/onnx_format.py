@@ -1,8 +1,8 @@
 """Write a graph as ONNX, operator by operator."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 import numpy as np
 import onnx
@@ -27,9 +27,15 @@ RENAMED = {
 }
 
 
-def write_onnx(graph: Graph, path: Union[str, Path]) -> None:
-    """Write a `Graph` as an ONNX file; an operator that `Writer` does not know is a `UserError`."""
-    Writer(graph).write(path)
+def write_onnx(
+    graph: Graph, path: Union[str, Path], metadata: Optional[Mapping[str, str]] = None, dynamic_batch: bool = False
+) -> None:
+    """Write a `Graph` as an ONNX file; an operator that `Writer` does not know is a `UserError`.
+
+    `metadata` goes into the file's `metadata_props`. With `dynamic_batch`, the file takes any number of images; the
+    graph must have been optimised for this.
+    """
+    Writer(graph, dynamic_batch).write(path, metadata or {})
 
 
 class Writer:
@@ -39,29 +45,35 @@ class Writer:
     names of its outputs.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, dynamic_batch: bool) -> None:
         self.graph = graph
+        self.dynamic_batch = dynamic_batch
         self.nodes: list[onnx.NodeProto] = []
         self.constants = dict(graph.constants)
         self.shapes = {graph.input.name: graph.input.shape}
         for node in graph.nodes:
             self.shapes.update((value.name, value.shape) for value in node.outputs)
 
-    def write(self, path: Union[str, Path]) -> None:
+    def write(self, path: Union[str, Path], metadata: Mapping[str, str]) -> None:
         """Convert all nodes, let ONNX check the model, and write it to `path`."""
         for node in self.graph.nodes:
             self.convert(node)
         used = {name for node in self.nodes for name in node.input}
         initializers = [numpy_helper.from_array(array, name) for name, array in self.constants.items() if name in used]
         inputs, outputs = (
-            [helper.make_tensor_value_info(value.name, onnx_type(value.dtype), value.shape)]
+            [helper.make_tensor_value_info(value.name, onnx_type(value.dtype), self.shape(value.shape))]
             for value in (self.graph.input, self.graph.output)
         )
         proto = helper.make_graph(self.nodes, "network", inputs, outputs, initializers)
         opset = helper.make_opsetid("", OPSET)
         model = helper.make_model(proto, producer_name="PocketSpore", opset_imports=[opset], ir_version=8)
+        helper.set_model_props(model, dict(metadata))
         onnx.checker.check_model(model)
         onnx.save(model, str(path))
+
+    def shape(self, shape: Sequence[int]) -> list[Union[int, str]]:
+        """Return the shape of the file's input or output."""
+        return ["batch", *shape[1:]] if self.dynamic_batch else [*shape]
 
     def add(self, op: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any) -> None:
         """Add an ONNX node, named after its first output."""
@@ -136,7 +148,10 @@ class Writer:
         self.add("Transpose", node.inputs, outputs, perm=settings["input_perm"])
 
     def convert_Reshape(self, node: Node, settings: dict[str, Any], outputs: list[str]) -> None:  # noqa: N802
-        self.add("Reshape", [node.inputs[0], self.constant(node, "shape", node.output.shape)], outputs)
+        shape = node.output.shape
+        if self.dynamic_batch:
+            shape = (0, *shape[1:])  # 0 copies this dimension of the input
+        self.add("Reshape", [node.inputs[0], self.constant(node, "shape", shape)], outputs)
 
     convert_Flatten = convert_ExpandDims = convert_Squeeze = convert_Reshape  # noqa: N815
 
@@ -180,6 +195,8 @@ class Writer:
         size = self.shapes[node.inputs[0]]
         low = [0 if masks["begin_mask"] >> i & 1 else value for i, value in enumerate(begin)]
         high = [size[i] if masks["end_mask"] >> i & 1 else value for i, value in enumerate(end)]
+        if self.dynamic_batch:
+            high[0] = np.iinfo(np.int64).max
         parts = (("begin", low), ("end", high), ("axes", range(len(begin))), ("strides", strides))
         inputs = [node.inputs[0], *(self.constant(node, key, list(values)) for key, values in parts)]
         dropped = [i for i in range(len(begin)) if masks["shrink_axis_mask"] >> i & 1]

@@ -4,6 +4,7 @@ Each pass changes a `Graph` in place.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,15 @@ from src.errors import UserError
 
 SLICE_MASKS = ("begin_mask", "end_mask", "ellipsis_mask", "new_axis_mask", "shrink_axis_mask")
 MAX_SLICES = 8  # one gather is faster than more slices
+# Operators whose output has the channels of their input, each computed from the same channel.
+CHANNELWISE = ("BiasAdd", "ReLU", "ReLU6", "HSwish", "HSigmoid", "Sigmoid", "Tanh", "MaxPool", "AvgPool")
 
 
-def optimize(graph: Graph) -> None:
-    """Apply the passes that help every runtime."""
+def optimize(graph: Graph, dynamic_batch: bool = False) -> None:
+    """Apply the passes that help every runtime; with `dynamic_batch`, no constant has the batch size as a dimension."""
     fold_batch_norm(graph)
-    fold_normalization(graph)
+    fold_normalization(graph, add_borders=not dynamic_batch)
+    fold_scale(graph)
     replace_pools(graph)
     replace_shuffles(graph)
     drop_no_ops(graph)
@@ -45,7 +49,7 @@ def fold_batch_norm(graph: Graph) -> None:
         node.outputs = node.outputs[:1]
 
 
-def fold_normalization(graph: Graph) -> None:
+def fold_normalization(graph: Graph, add_borders: bool = True) -> None:
     """Fold the normalisation of pixels into the first convolution.
 
     The scale goes into the weights. The mean is split in two: one number, the same for all channels, is still
@@ -53,7 +57,8 @@ def fold_normalization(graph: Graph) -> None:
     rounding errors small. The convolution padded normalised pixels with zeros; now `add_border` pads with the mean.
 
     The reason: MindSpore Lite needs as long to subtract and multiply by a number per channel as for a third of
-    ShuffleNetV2 0.5x.
+    ShuffleNetV2 0.5x. A border has the batch size as a dimension. Without `add_borders`, the mean of each channel is
+    subtracted, and the convolution still pads with zeros.
     """
     producers, consumers = graph.producers(), graph.consumers()
     for bias in [node for node in graph.nodes if node.op == "BiasAdd"]:
@@ -73,19 +78,43 @@ def fold_normalization(graph: Graph) -> None:
         if conv.attributes["group"] != 1 or conv.attributes["pad_mode"].lower() != "pad":
             continue
         scale, mean = (np.broadcast_to(array.reshape(-1), shape[1]).astype(np.float64) for array in (scale, mean))
-        common = mean.mean().round()
+        common = mean.mean().round() if add_borders else mean
         weight = graph.constants[conv.inputs[1]].astype(np.float64) * scale[:, None, None]
         shifted = graph.constants[bias.inputs[1]] - (weight * (mean - common)[:, None, None]).sum((1, 2, 3))
         names = [f"{node.output.name}_of_pixels" for node in (conv, bias, sub)]
-        arrays = (weight, shifted, np.array([common]))
+        arrays = (weight, shifted, np.array([common]) if add_borders else mean.reshape(-1, 1, 1))
         graph.constants.update((name, array.astype(np.float32)) for name, array in zip(names, arrays))
         sub.inputs = [sub.inputs[0], names[2]]
+        conv.inputs, bias.inputs = [sub.output.name, names[0]], [conv.output.name, names[1]]
+        if not add_borders:
+            continue
         border = add_border(graph, sub.output.name, shape, mean - common, conv.attributes["pad_list"])
         position = graph.nodes.index(sub) + 1
         graph.nodes[position:position] = border
-        conv.inputs = [border[-1].output.name if border else sub.output.name, names[0]]
+        if border:
+            conv.inputs[0] = border[-1].output.name
         conv.attributes.update(pad=(0, 0, 0, 0), pad_list=(0, 0, 0, 0), pad_mode="valid")
-        bias.inputs = [conv.output.name, names[1]]
+
+
+def fold_scale(graph: Graph) -> None:
+    """Fold the multiplication of the logits by a number, the temperature, into the layer that computes them."""
+    producers, consumers = graph.producers(), graph.consumers()
+    for mul in [node for node in graph.nodes if node.op == "Mul"]:
+        scale = graph.constants.get(mul.inputs[1])
+        layers = [node for node in (producers.get(mul.inputs[0]),) if node is not None]
+        if layers and layers[0].op == "BiasAdd" and layers[0].inputs[0] in producers:
+            layers.append(producers[layers[0].inputs[0]])
+        if scale is None or scale.size != 1 or not layers or layers[-1].op != "MatMul":
+            continue
+        if any(len(consumers[layer.output.name]) > 1 or layer.inputs[1] not in graph.constants for layer in layers):
+            continue
+        for layer in layers:
+            name = f"{layer.output.name}_scaled"
+            scaled = graph.constants[layer.inputs[1]].astype(np.float64) * float(scale.reshape(()))
+            graph.constants[name] = scaled.astype(np.float32)
+            layer.inputs = [layer.inputs[0], name]
+        layers[0].outputs = mul.outputs
+        graph.nodes.remove(mul)
 
 
 def add_border(graph: Graph, name: str, shape: tuple[int, ...], colour: np.ndarray, pads: Sequence[int]) -> list[Node]:
@@ -291,6 +320,85 @@ def drop_no_ops(graph: Graph) -> None:
         unchanged = node.op in ("Reshape", "Flatten", "StridedSlice") and node.output.shape == shapes[node.inputs[0]]
         if unchanged and node.output != graph.output:
             same[node.output.name] = node.inputs[0]
+
+
+def fill_channels(graph: Graph, multiple: int) -> None:
+    """Fill the channels of depthwise convolutions up to a multiple of `multiple`, for int8.
+
+    ONNX Runtime's int8 kernel for depthwise convolutions takes groups of 16 channels; with other numbers of channels,
+    another kernel takes two to three times as long. The new channels have zero weights before and behind them, so the
+    outputs stay the same. Channels that meet another operator, such as Concat, or the graph's input or output, stay.
+    """
+    shapes = {value.name: value.shape for value in (graph.input, *(v for node in graph.nodes for v in node.outputs))}
+    groups, fixed = channel_groups(graph, shapes)
+    fixed |= {groups[graph.input.name], groups[graph.output.name]}
+    depthwise = {groups[node.output.name] for node in graph.nodes if is_depthwise(node, shapes)}
+    extra = {
+        name: -shapes[name][1] % multiple
+        for name, group in groups.items()
+        if group in depthwise - fixed and len(shapes[name]) == 4
+    }
+    for node in graph.nodes:
+        before, after = extra.get(node.inputs[0], 0), extra.get(node.output.name, 0)
+        if node.op == "Conv2D" and is_depthwise(node, shapes):
+            fill(graph, node, (after, 0))
+            channels = node.output.shape[1] + after
+            node.attributes.update(out_channel=channels, group=channels)
+            if "groups" in node.attributes:
+                node.attributes["groups"] = channels
+        elif node.op == "Conv2D":
+            fill(graph, node, (after, before))
+            node.attributes["out_channel"] = node.output.shape[1] + after
+        elif node.op == "BiasAdd":
+            fill(graph, node, (after,))
+        node.outputs = [
+            replace(value, shape=(value.shape[0], value.shape[1] + extra[value.name], *value.shape[2:]))
+            if value.name in extra
+            else value
+            for value in node.outputs
+        ]
+
+
+def fill(graph: Graph, node: Node, widths: Sequence[int]) -> None:
+    """Append `widths` zeros to the first axes of a node's weight or bias, under a new name: others may use the old."""
+    if any(widths):
+        name, array = f"{node.output.name}_filled", graph.constants[node.inputs[1]]
+        pads = [(0, widths[i] if i < len(widths) else 0) for i in range(array.ndim)]
+        graph.constants[name] = np.pad(array, pads)
+        node.inputs = [node.inputs[0], name]
+
+
+def is_depthwise(node: Node, shapes: dict[str, tuple[int, ...]]) -> bool:
+    """Return whether a node is a depthwise convolution with as many outputs as inputs."""
+    channels = shapes[node.output.name][1:2]
+    return node.op == "Conv2D" and (node.attributes["group"],) == channels == shapes[node.inputs[0]][1:2]
+
+
+def channel_groups(graph: Graph, shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, str], set[str]]:
+    """Return {name of a value: its group}, and the groups whose number of channels cannot change.
+
+    Values are in a group if their channels belong together, so that all of them or no value gets more channels. A group
+    has the name of a value in it. A dense convolution lies between two groups.
+    """
+    groups = {name: name for name in shapes}
+    fixed: set[str] = set()
+
+    def root(name: str) -> str:
+        while groups[name] != name:
+            name = groups[name]
+        return name
+
+    for node in graph.nodes:
+        values = [name for name in node.inputs if name in shapes] + [value.name for value in node.outputs]
+        constants = [name for name in node.inputs if name in graph.constants]
+        is_mean = node.op == "ReduceMean" and node.attributes["axis"] == (2, 3) and node.attributes["keep_dims"]
+        together = node.op in CHANNELWISE or is_mean or (node.op in ("Add", "Mul") and not constants)
+        if together or is_depthwise(node, shapes):
+            for name in values[1:]:
+                groups[root(name)] = root(values[0])
+        elif not (node.op == "Conv2D" and node.attributes["group"] == 1 and len(constants) == 1):
+            fixed.update(values)
+    return {name: root(name) for name in groups}, {root(name) for name in fixed}
 
 
 def halve_weights(graph: Graph) -> None:

@@ -17,13 +17,36 @@ def runners_for(path: Union[str, Path], lite_python: Optional[str]) -> list[Runt
     """Return a process for each runtime that the file at `path` runs on; no process has loaded it yet."""
     extension = Path(path).suffix
     runners: list[RuntimeProcess] = []
-    if extension == ".mindir":
-        runners.append(RuntimeProcess("MindSpore", "mindspore", sys.executable))
-    if extension == ".onnx":
-        runners.append(RuntimeProcess("ONNX Runtime", "onnxruntime", sys.executable))
+    if extension in (".mindir", ".onnx"):
+        runners.append(process_for(extension, None))
     if extension in (".ms", ".mindir") and lite_python is not None:
         runners.append(Lite(lite_python))
     return runners
+
+
+def process_for(extension: str, lite_python: Optional[str]) -> RuntimeProcess:
+    """Return a process with the runtime of an extension: MindSpore Lite if `lite_python` is given."""
+    if lite_python is not None:
+        return Lite(lite_python)
+    if extension == ".onnx":
+        return RuntimeProcess("ONNX Runtime", "onnxruntime", sys.executable)
+    return RuntimeProcess("MindSpore", "mindspore", sys.executable)
+
+
+def median_ms(
+    jobs: Sequence[tuple[Path, np.ndarray]], runner: RuntimeProcess, rounds: int, threads: int
+) -> list[float]:
+    """Return the median time in milliseconds of each job, an exported file and its input.
+
+    One process loads the files in turn, in each of the `rounds`, and runs each file RUNS_PER_TURN times. The first run
+    of a turn is not counted.
+    """
+    times: list[list[float]] = [[] for _ in jobs]
+    for _ in range(rounds):
+        for job_times, (path, array) in zip(times, jobs):
+            runner.load(path, threads)
+            job_times += runner.time(array, 1 + RUNS_PER_TURN)[1][1:]
+    return [float(np.median(job_times)) for job_times in times]
 
 
 def measure(

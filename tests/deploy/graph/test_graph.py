@@ -8,7 +8,7 @@ from mindspore import nn, ops
 
 from src.deploy.graph.mindir import read_mindir, read_proto, write_mindir
 from src.deploy.graph.onnx_format import write_onnx
-from src.deploy.graph.passes import halve_weights, optimize, pool_means, separate_padding
+from src.deploy.graph.passes import fill_channels, halve_weights, optimize, pool_means, separate_padding
 from src.errors import UserError
 from src.models.ghostnet import GhostModule
 from src.models.layers import ConvNormAct, InvertedResidual, pad_same
@@ -61,6 +61,13 @@ BLOCKS = {
 }
 
 
+# Blocks with a depthwise convolution between two dense convolutions, whose channels are no multiple of 16.
+FILLED = {
+    *("shufflenet_v2", "shufflenet_v2_equal_split", "mobilenet_v2", "mobilenet_v3"),
+    *("same_mobilenet_v3_3x3", "same_mobilenet_v3_5x5"),
+}
+
+
 @pytest.fixture(scope="module", params=list(BLOCKS))
 def block(request, tmp_path_factory):
     """Export one block of a network with MindSpore: (path of the MindIR file, an input, the Cell's output)."""
@@ -93,19 +100,29 @@ def test_version_1_computes_the_same_in_mindspore(block, tmp_path):
     assert [(node.op, node.attributes) for node in again.nodes] == [(node.op, node.attributes) for node in graph.nodes]
 
 
-@pytest.mark.parametrize("optimized", [True, False])
+@pytest.mark.parametrize("optimized", [True, False, "filled", "dynamic"])
 def test_onnx_computes_the_same(block, tmp_path, optimized):
     plain, x, expected = block
     graph = read_mindir(plain)
+    is_dynamic = optimized == "dynamic"
     if optimized:
-        optimize(graph)
+        optimize(graph, is_dynamic)
+    if optimized == "filled":
+        before = sum(array.size for array in graph.constants.values())
+        fill_channels(graph, 16)
+        name = plain.parent.name.rstrip("0")
+        assert (sum(array.size for array in graph.constants.values()) > before) == (name in FILLED)
     elif {"MaxPool3DWithArgmax", "AvgPool3D"} & {node.op for node in graph.nodes}:
         with pytest.raises(UserError, match="operator .+Pool3D.* is not supported"):
             write_onnx(graph, tmp_path / "net.onnx")
         return
-    write_onnx(graph, tmp_path / "net.onnx")
+    write_onnx(graph, tmp_path / "net.onnx", dynamic_batch=is_dynamic)
     session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"))
     assert_close(session.run(None, {session.get_inputs()[0].name: x})[0], expected)
+    if is_dynamic:
+        more = np.concatenate([x, x, x[:1]])
+        found = session.run(None, {session.get_inputs()[0].name: more})[0]
+        assert_close(found, np.concatenate([expected, expected, expected[:1]]))
 
 
 def test_passes_replace_all_slow_operators(block):
