@@ -18,6 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
 from src.errors import run
+from tests.shallow import make_shallow
 
 ROOT = Path(__file__).resolve().parents[1]
 # The modules that the scripts import only when a run starts.
@@ -73,6 +74,12 @@ def default_mode():
     ms.set_context(mode=ms.PYNATIVE_MODE)
 
 
+@pytest.fixture
+def shallow(monkeypatch):
+    """Make the networks shallow, for a test that compiles them and needs no depth."""
+    make_shallow(monkeypatch.setattr)
+
+
 @pytest.fixture(scope="session")
 def fresh_processes():
     """Return a context whose processes are forked after the scripts were imported, so that a script starts at once."""
@@ -83,12 +90,15 @@ def fresh_processes():
 
 @pytest.fixture(scope="session")
 def script(fresh_processes, tmp_path_factory):
-    """Run a script as `command` does, but in a process where MindSpore is already imported."""
+    """Run a script as `command` does, but in a process where MindSpore is already imported.
 
-    def run_script(name, *arguments, cwd):
+    With `shallow=True`, the networks of the script are shallow.
+    """
+
+    def run_script(name, *arguments, cwd, shallow=False):
         streams = [tmp_path_factory.mktemp("streams") / stream for stream in ("stdout", "stderr")]
         arguments = [name, *map(str, arguments)]
-        process = fresh_processes.Process(target=run_here, args=(arguments, cwd, *streams))
+        process = fresh_processes.Process(target=run_here, args=(arguments, cwd, shallow, *streams))
         process.start()
         process.join()
         return subprocess.CompletedProcess(arguments, process.exitcode, *(stream.read_text() for stream in streams))
@@ -96,9 +106,11 @@ def script(fresh_processes, tmp_path_factory):
     return run_script
 
 
-def run_here(arguments, cwd, *streams):
+def run_here(arguments, cwd, shallow, *streams):
     """Run a script in this process, with the working folder `cwd`; two files receive its stdout and stderr."""
     os.chdir(cwd)
+    if shallow:
+        make_shallow()
     for number, stream in enumerate(streams, 1):
         os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT), number)
     sys.argv = arguments

@@ -1,4 +1,7 @@
-"""Half precision, as far as a CPU can show it: it computes float16, and it checks the types of bfloat16."""
+"""Half precision, as far as a CPU can show it: it computes float16, and it checks the types of bfloat16.
+
+The compiled networks are shallow, with every kind of layer. The test op by op trains a whole network.
+"""
 
 import os
 
@@ -28,7 +31,7 @@ def step_of(name, precision, norms="auto", mode="graph"):
     """Return a training step of a network, whose weights depend on nothing else."""
     config = make_config(
         {
-            "model": {"name": name},
+            "model": {"name": name, "width": min(NETWORKS[name].variants)},
             "data": {"image_size": SIDE},
             "runtime": {"kernels": "stock", "precision": precision, "norm_precision": norms, "mode": mode},
         }
@@ -71,6 +74,7 @@ def is_feature_map(shape):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_float16_trains_as_float32_does(name, tmp_path):
     step, _ = step_of(name, "float32")
@@ -86,6 +90,7 @@ def test_float16_trains_as_float32_does(name, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_bfloat16_has_types_that_mindspore_accepts(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where MindSpore writes about the failure
@@ -97,6 +102,7 @@ def test_bfloat16_has_types_that_mindspore_accepts(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
 def test_norms_in_float32_between_float16_layers(tmp_path):
     step, _ = step_of("mobilenet_v2", "float16", "float32")
     with saved_graphs(tmp_path) as nodes:
