@@ -77,7 +77,7 @@ def default_mode():
 @pytest.fixture
 def shallow(monkeypatch):
     """Make the networks shallow, for a test that compiles them and needs no depth."""
-    make_shallow(monkeypatch.setattr)
+    make_shallow(set_attribute=monkeypatch.setattr)
 
 
 @pytest.fixture(scope="session")
@@ -92,10 +92,10 @@ def fresh_processes():
 def script(fresh_processes, tmp_path_factory):
     """Run a script as `command` does, but in a process where MindSpore is already imported.
 
-    With `shallow=True`, the networks of the script are shallow.
+    The networks that `shallow` names are shallow in the script.
     """
 
-    def run_script(name, *arguments, cwd, shallow=False):
+    def run_script(name, *arguments, cwd, shallow=()):
         streams = [tmp_path_factory.mktemp("streams") / stream for stream in ("stdout", "stderr")]
         arguments = [name, *map(str, arguments)]
         process = fresh_processes.Process(target=run_here, args=(arguments, cwd, shallow, *streams))
@@ -109,8 +109,8 @@ def script(fresh_processes, tmp_path_factory):
 def run_here(arguments, cwd, shallow, *streams):
     """Run a script in this process, with the working folder `cwd`; two files receive its stdout and stderr."""
     os.chdir(cwd)
-    if shallow:
-        make_shallow()
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # as the activated environment has it
+    make_shallow(shallow)
     for number, stream in enumerate(streams, 1):
         os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT), number)
     sys.argv = arguments

@@ -6,7 +6,7 @@ Each family keeps every kind of layer and every kind of block; tests/models/test
 from src.models import NETWORKS
 
 REPEATS = (2, 1)  # units of the stages of a ShuffleNet
-STAGES = {  # the stages with repeats that remain: position, number of blocks
+STAGES = {  # where each stage has a row in a table: the positions of the rows that remain, and the number of blocks
     "mobilenet_v2": ((0, 1), (1, 2), (4, 1)),
     "mnasnet": ((0, 1), (1, 1), (2, 2)),
 }
@@ -18,14 +18,15 @@ ROWS = {  # where each block has a row in a table: the table, and the positions 
 }
 
 
-def make_shallow(set_attribute=setattr):
-    """Make all families of networks shallow, with `set_attribute(class, name, value)`."""
-    for name in ("shufflenet_v1", "shufflenet_v2"):
-        set_attribute(NETWORKS[name], "stage_repeats", REPEATS)
-    for name, stages in STAGES.items():
-        whole = NETWORKS[name].stages
-        rows = tuple((*whole[position][:-2], repeats, whole[position][-1]) for position, repeats in stages)
-        set_attribute(NETWORKS[name], "stages", rows)
-    for name, (table, positions) in ROWS.items():
-        whole = getattr(NETWORKS[name], table)
-        set_attribute(NETWORKS[name], table, tuple(whole[position] for position in positions))
+def make_shallow(names=tuple(NETWORKS), set_attribute=setattr):
+    """Make the networks with these names shallow, with `set_attribute(class, name, value)`."""
+    for name in names:
+        network = NETWORKS[name]
+        if name in STAGES:
+            rows = tuple((*network.stages[row][:-2], repeats, network.stages[row][-1]) for row, repeats in STAGES[name])
+            set_attribute(network, "stages", rows)
+        elif name in ROWS:
+            table, rows = ROWS[name]
+            set_attribute(network, table, tuple(getattr(network, table)[row] for row in rows))
+        else:
+            set_attribute(network, "stage_repeats", REPEATS)

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from src.models import NETWORKS
 from src.weights.checkpoint import load_checkpoint
 from tests.conftest import ROOT
 from tests.stress.kill_and_resume import outcome
@@ -70,8 +71,11 @@ COUNTS = {  # images by split and class
 }
 
 
-def run_two_ranks(cwd, script, *arguments):
-    """Run a script in two processes and return the ended process of msrun, with its output as `log`."""
+def run_two_ranks(cwd, script, *arguments, **variables):
+    """Run a script in two processes and return the ended process of msrun, with its output as `log`.
+
+    `variables` are set in its environment.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -82,7 +86,7 @@ def run_two_ranks(cwd, script, *arguments):
     ]
     # msrun runs the first `python` in PATH, so PATH begins with the folder of this environment.
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("GLOG")} | {"PATH": path}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GLOG")} | {"PATH": path, **variables}
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, range(os.cpu_count()))  # the tests use one core; the ranks need a core each
     process = subprocess.Popen(
@@ -134,7 +138,7 @@ def test_two_processes_equal_one_process_with_the_doubled_batch(two_ranks, scrip
     (tmp_path / "c.yaml").write_text(CONFIG)
     shutil.copytree(two_ranks / "two", tmp_path / "two")
     arguments = ["--config", "c.yaml", "run.dir=one", "train.batch_size=256", HEAD_ONLY]
-    alone = script("train.py", *arguments, cwd=tmp_path, shallow=True)
+    alone = script("train.py", *arguments, cwd=tmp_path, shallow=NETWORKS)
     assert alone.returncode == 0, alone.stderr
     two, one = (load_checkpoint(tmp_path / name / "last.ckpt") for name in ("two", "one"))
     assert (two.state["updates"], one.state["updates"]) == (5, 5)
@@ -143,7 +147,7 @@ def test_two_processes_equal_one_process_with_the_doubled_batch(two_ranks, scrip
     for key in ("train_loss", "test_loss"):
         assert two.state["rows"][0][key] == pytest.approx(one.state["rows"][0][key], rel=1e-4)
     assert two.state["rows"][0]["train_top1"] == pytest.approx(one.state["rows"][0]["train_top1"], abs=2 / 1280)
-    done = script("train.py", "--resume", "two", "train.epochs=2", cwd=tmp_path, shallow=True)
+    done = script("train.py", "--resume", "two", "train.epochs=2", cwd=tmp_path, shallow=NETWORKS)
     assert (done.returncode, done.stderr) == (0, "")
     assert load_checkpoint(tmp_path / "two" / "last.ckpt").state["updates"] == 5 + 11
 
@@ -170,7 +174,7 @@ def test_synchronised_batchnorm_equals_batchnorm_of_the_whole_batch(two_ranks):
 def test_two_ranks_with_batchnorm_save_what_they_evaluate_and_resume_exactly(two_ranks, script, tmp_path):
     best = json.loads((two_ranks / "whole" / "summary.json").read_text())["best"]
     arguments = ["--checkpoint", two_ranks / "whole" / "best.ckpt", "--json", "metrics.json"]
-    done = script("eval.py", *arguments, cwd=tmp_path, shallow=True)
+    done = script("eval.py", *arguments, cwd=tmp_path, shallow=NETWORKS)
     assert (done.returncode, done.stderr) == (0, "")
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert (metrics["top1"], metrics["top5"]) == (best["top1"], best["top5"])
@@ -179,11 +183,13 @@ def test_two_ranks_with_batchnorm_save_what_they_evaluate_and_resume_exactly(two
 
     # The first rank saves a state after each of the 5 batches of an epoch.
     (tmp_path / "c.yaml").write_text(CONFIG)
-    done = run_two_ranks(tmp_path, "tests/runtime/killed_rank.py", 4, *RUN, "run.dir=run")
+    killed = [tmp_path, "tests/runtime/killed_rank.py"]
+    # The scheduler of the ranks waits this many seconds for a sign of the killed rank, and by default 30.
+    done = run_two_ranks(*killed, 4, *RUN, "run.dir=run", MS_NODE_TIMEOUT="10")
     assert done.returncode != 0, done.log
     assert (tmp_path / "run" / "checkpoints" / "state-00000-0000002.ckpt").exists(), done.log
     assert not (tmp_path / "run" / "summary.json").exists()
-    done = run_two_ranks(tmp_path, "tests/runtime/killed_rank.py", 0, "--resume", "run")
+    done = run_two_ranks(*killed, 0, "--resume", "run")
     assert done.returncode == 0, done.log
     assert outcome(tmp_path / "run") == outcome(two_ranks / "whole")
 
@@ -215,7 +221,7 @@ def test_all_ranks_end_alike_with_every_technique(two_ranks, script, tmp_path):
         assert first == second, name
     # `first` is of the last case now. A single process evaluates the network that its ranks saved.
     arguments = ["--checkpoint", two_ranks / "all" / "best.ckpt", "--json", "all.json"]
-    done = script("eval.py", *arguments, cwd=tmp_path, shallow=True)
+    done = script("eval.py", *arguments, cwd=tmp_path, shallow=NETWORKS)
     assert (done.returncode, done.stderr) == (0, "")
     metrics, row = json.loads((tmp_path / "all.json").read_text()), first["rows"][-1]
     assert (metrics["top1"], metrics["top5"]) == (row["average_top1"], row["average_top5"])
