@@ -26,6 +26,8 @@ HEAVY = [
     *("src.training.loop", "src.training.network", "src.deploy.export", "src.evaluation.output", "src.report.page"),
     *("src.cost.figures", "src.cost.guidelines", "src.cost.latency", "src.weights.pretrained"),
 ]
+# Fixtures that many tests share and that take long; a test needs at most one of them.
+COSTLY = {"quickstart", "two_ranks", "project", "block"}
 # Overrides for the quickstart: smaller images and three epochs. It reaches about 90 % top-1 in about 20 seconds.
 SMALL = [
     *("data.image_size=16", "augment.padding=1", "train.epochs=3", "train.label_smoothing=0.0"),
@@ -42,10 +44,10 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Send all tests that need the quickstart run to one worker, so that it is trained once. Slow files come first."""
+    """Send all tests that need one of COSTLY to one worker, so that it is made once. Slow files come first."""
     for item in items:
-        if "quickstart" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group("quickstart"))
+        for name in COSTLY & set(item.fixturenames):
+            item.add_marker(pytest.mark.xdist_group(name))
     long = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in long)
 

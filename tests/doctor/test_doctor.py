@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 import platform
-import sys
 from pathlib import Path
 
 import pytest

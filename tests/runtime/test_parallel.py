@@ -22,7 +22,7 @@ from src.weights.checkpoint import load_checkpoint
 from tests.conftest import ROOT
 from tests.stress.kill_and_resume import outcome
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("two ranks")]
+pytestmark = pytest.mark.slow
 
 CONFIG = """
 model: {name: mobilenet_v1, width: 0.25, stem_stride: 1}
@@ -86,7 +86,10 @@ def run_two_ranks(cwd, script, *arguments, **variables):
     ]
     # msrun runs the first `python` in PATH, so PATH begins with the folder of this environment.
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("GLOG")} | {"PATH": path, **variables}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GLOG")} | {
+        "PATH": path,
+        **variables,
+    }
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, range(os.cpu_count()))  # the tests use one core; the ranks need a core each
     process = subprocess.Popen(
