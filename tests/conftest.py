@@ -18,6 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
 from src.errors import run
+from tests.shallow import make_shallow
 
 ROOT = Path(__file__).resolve().parents[1]
 # The modules that the scripts import only when a run starts.
@@ -25,6 +26,8 @@ HEAVY = [
     *("src.training.loop", "src.training.network", "src.deploy.export", "src.evaluation.output", "src.report.page"),
     *("src.cost.figures", "src.cost.guidelines", "src.cost.latency", "src.weights.pretrained"),
 ]
+# Fixtures that many tests share and that take long; a test needs at most one of them.
+COSTLY = {"quickstart", "two_ranks", "project", "block"}
 # Overrides for the quickstart: smaller images and three epochs. It reaches about 90 % top-1 in about 20 seconds.
 SMALL = [
     *("data.image_size=16", "augment.padding=1", "train.epochs=3", "train.label_smoothing=0.0"),
@@ -41,10 +44,10 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Send all tests that need the quickstart run to one worker, so that it is trained once. Slow files come first."""
+    """Send all tests that need one of COSTLY to one worker, so that it is made once. Slow files come first."""
     for item in items:
-        if "quickstart" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group("quickstart"))
+        for name in COSTLY & set(item.fixturenames):
+            item.add_marker(pytest.mark.xdist_group(name))
     long = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in long)
 
@@ -73,6 +76,12 @@ def default_mode():
     ms.set_context(mode=ms.PYNATIVE_MODE)
 
 
+@pytest.fixture
+def shallow(monkeypatch):
+    """Make the networks shallow, for a test that compiles them and needs no depth."""
+    make_shallow(set_attribute=monkeypatch.setattr)
+
+
 @pytest.fixture(scope="session")
 def fresh_processes():
     """Return a context whose processes are forked after the scripts were imported, so that a script starts at once."""
@@ -83,12 +92,15 @@ def fresh_processes():
 
 @pytest.fixture(scope="session")
 def script(fresh_processes, tmp_path_factory):
-    """Run a script as `command` does, but in a process where MindSpore is already imported."""
+    """Run a script as `command` does, but in a process where MindSpore is already imported.
 
-    def run_script(name, *arguments, cwd):
+    The networks that `shallow` names are shallow in the script.
+    """
+
+    def run_script(name, *arguments, cwd, shallow=()):
         streams = [tmp_path_factory.mktemp("streams") / stream for stream in ("stdout", "stderr")]
         arguments = [name, *map(str, arguments)]
-        process = fresh_processes.Process(target=run_here, args=(arguments, cwd, *streams))
+        process = fresh_processes.Process(target=run_here, args=(arguments, cwd, shallow, *streams))
         process.start()
         process.join()
         return subprocess.CompletedProcess(arguments, process.exitcode, *(stream.read_text() for stream in streams))
@@ -96,9 +108,11 @@ def script(fresh_processes, tmp_path_factory):
     return run_script
 
 
-def run_here(arguments, cwd, *streams):
+def run_here(arguments, cwd, shallow, *streams):
     """Run a script in this process, with the working folder `cwd`; two files receive its stdout and stderr."""
     os.chdir(cwd)
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # as the activated environment has it
+    make_shallow(shallow)
     for number, stream in enumerate(streams, 1):
         os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT), number)
     sys.argv = arguments

@@ -62,7 +62,6 @@ def arrays(project, digit_images):
         np.savez(project / "arrays" / f"{name}.npz", images=images[part, ..., None], labels=labels[part])
 
 
-@pytest.mark.xdist_group("extending")
 @pytest.mark.parametrize("heading", ["Add a network", "Add a data set", "Add an export format"])
 @pytest.mark.usefixtures("arrays")
 def test_the_worked_example_runs(project, heading):

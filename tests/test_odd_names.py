@@ -186,7 +186,7 @@ def run_on_a_full_disk(arguments, cwd, *streams):
     """Run a script that can write at most 20,000 bytes to each file, as on a full disk."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
     with contextlib.suppress(OSError):
-        run_here(arguments, cwd, *streams)
+        run_here(arguments, cwd, (), *streams)
 
 
 @pytest.mark.slow

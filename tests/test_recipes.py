@@ -23,6 +23,7 @@ BATCH = 4
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
 def test_config_trains_a_step_on_generated_images(path):
     config = load_config(path, ["runtime.mode=pynative", f"train.batch_size={BATCH}", "data.workers=1"])
@@ -39,7 +40,8 @@ def test_config_trains_a_step_on_generated_images(path):
     classifier = create_model(config.model, config.data, classes).set_train(True)
     before = {parameter.name: parameter.asnumpy().copy() for parameter in classifier.trainable_params()}
     step = TrainStep(classifier, create_optimizer(config, classifier), config)
-    # The step gets a crop of the images, because a step with 224 pixels takes long and tests nothing more.
+    # The step gets a crop of the images and a shallow network: a step of the whole network takes long and tests nothing
+    # more.
     images = np.ascontiguousarray(images[:, :32, :32])
     step.begin(np.full(1, config.optimizer.lr, np.float32))
     for _ in range(step.accumulate):

@@ -1,9 +1,11 @@
-"""Processes that msrun starts on one machine, compared with one process that has the whole batch."""
+"""Processes that msrun starts on one machine, compared with one process that has the whole batch.
 
-import contextlib
+A start of two ranks takes long, so most tests read the results of the same start: see `two_ranks`.
+"""
+
 import json
 import os
-import signal
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from src.data.datasets import load_samples
 from src.data.loading import eval_loader
@@ -37,10 +40,38 @@ log: {tensorboard: false}
 # Without sync_norm, each rank normalises with the statistics of its own images. One process with the whole batch does
 # not, so the test that compares them trains only the head, which has no BatchNorm.
 HEAD_ONLY = "model.freeze=backbone"
+NORM_SHAPE = (6, 3, 4, 5)
+RUN = ["--config", "c.yaml", "train.epochs=2", "train.ema_decay=0.5", "train.recalibrate=0", "optimizer.lr=0.02"]
+# Recalibration would hide moving statistics that differ from rank to rank.
+RUN += ["checkpoint.every_steps=1", "runtime.mode=pynative"]
+COMMON = ["--config", "c.yaml", "run.dir=run"]
+PHOTOS = ["--config", "photos.yaml", "run.dir=run"]
+# What the second rank is started with in place of the first rank's arguments, and what both ranks say.
+STARTS = [
+    (COMMON, [*COMMON, "train.batch_size=64"], "train.batch_size: differs between the ranks 0 and 1"),
+    (COMMON, ["--config", "d.yaml", "run.dir=run"], "optimizer.lr: differs"),
+    (COMMON, [*COMMON, "augment.color_jitter=0.3"], "augment.color_jitter: differs"),
+    (COMMON, [*COMMON, "--resume", "auto"], "--resume: differs"),
+    ([*COMMON, "--overwrite"], COMMON, "--overwrite: differs"),
+    (PHOTOS, [*PHOTOS, "data.root=named"], "classes of the training images: differs"),
+    (PHOTOS, [*PHOTOS, "data.root=fewer"], "number of training images: differs"),
+    (PHOTOS, [*PHOTOS, "data.root=moved"], "labels of the test images: differs"),
+    (PHOTOS, [*PHOTOS, "data.root=equal", "data.workers=2", "run.dir=other"], "reached"),
+]
+COUNTS = {  # images by split and class
+    "photos": {"train": {"a": 5, "b": 5}, "val": {"a": 2, "b": 2}},
+    "named": {"train": {"a": 5, "c": 5}, "val": {"a": 2, "c": 2}},
+    "fewer": {"train": {"a": 5, "b": 4}, "val": {"a": 2, "b": 2}},
+    "moved": {"train": {"a": 5, "b": 5}, "val": {"a": 3, "b": 1}},
+    "equal": {"train": {"a": 5, "b": 5}, "val": {"a": 2, "b": 2}},
+}
 
 
-def start_ranks(cwd, script, *arguments, ranks=2, wait=True):
-    """Start a script in some processes and return the process of msrun; with `wait`, it has ended."""
+def start_ranks(cwd, script, *arguments, ranks=2, **variables):
+    """Run a script in some processes and return the ended process of msrun, with its output as `log`.
+
+    `variables` are set in its environment.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -51,24 +82,59 @@ def start_ranks(cwd, script, *arguments, ranks=2, wait=True):
     ]
     # msrun runs the first `python` in PATH, so PATH begins with the folder of this environment.
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("GLOG")} | {"PATH": path}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GLOG")} | {
+        "PATH": path,
+        **variables,
+    }
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, range(os.cpu_count()))  # the tests use one core; the ranks need a core each
     process = subprocess.Popen(
         list(map(str, command)), cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     os.sched_setaffinity(0, cores)
-    if wait:
-        process.log = process.communicate(timeout=600)[0].decode()
+    process.log = process.communicate(timeout=600)[0].decode()
     return process
 
 
-def test_two_processes_equal_one_process_with_the_doubled_batch(script, tmp_path):
-    (tmp_path / "c.yaml").write_text(CONFIG)
-    done = start_ranks(tmp_path, "train.py", "--config", "c.yaml", "run.dir=two", HEAD_ONLY)
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """Start two ranks once, and let them do what most tests of this file check; return the folder with the results."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    (folder / "c.yaml").write_text(CONFIG)
+    prepare_other_settings(folder)
+    generator = np.random.default_rng(0)
+    for name in ("images", "weights"):
+        np.save(folder / f"{name}.npy", generator.normal(size=NORM_SHAPE).astype(np.float32))
+    runs = [["--config", "c.yaml", "run.dir=two", HEAD_ONLY], [*RUN, "run.dir=whole"]]
+    (folder / "runs.json").write_text(json.dumps(runs))
+    own = CONFIG.replace(", workers: 1", "").replace("batch_size: 128", "batch_size: 256")
+    (folder / "own.yaml").write_text(own + "runtime: {mode: pynative}\n")
+    done = start_ranks(folder, "tests/runtime/two_ranks.py", folder)
     assert done.returncode == 0, done.log
-    double = "train.batch_size=256"
-    alone = script("train.py", "--config", "c.yaml", "run.dir=one", double, HEAD_ONLY, cwd=tmp_path)
+    return folder
+
+
+def prepare_other_settings(folder):
+    """Write the configs and the images with which the ranks of STARTS are started."""
+    (folder / "d.yaml").write_text(CONFIG.replace("lr: 0.1", "lr: 0.2"))
+    (folder / "photos.yaml").write_text(
+        "data: {name: image_folder, root: photos, image_size: 32}\ntrain: {batch_size: 2}\n"
+    )
+    for root, splits in COUNTS.items():
+        for split, classes in splits.items():
+            for name, count in classes.items():
+                images = folder / root / split / name
+                images.mkdir(parents=True)
+                for i in range(count):
+                    Image.new("RGB", (40, 40), (i, 2 * i, 0)).save(images / f"{i}.png")
+    (folder / "starts.json").write_text(json.dumps([case[:2] for case in STARTS]))
+
+
+def test_two_processes_equal_one_process_with_the_doubled_batch(two_ranks, script, tmp_path):
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    shutil.copytree(two_ranks / "two", tmp_path / "two")
+    arguments = ["--config", "c.yaml", "run.dir=one", "train.batch_size=256", HEAD_ONLY]
+    alone = script("train.py", *arguments, cwd=tmp_path, shallow=NETWORKS)
     assert alone.returncode == 0, alone.stderr
     two, one = (load_checkpoint(tmp_path / name / "last.ckpt") for name in ("two", "one"))
     assert (two.state["updates"], one.state["updates"]) == (5, 5)
@@ -77,21 +143,14 @@ def test_two_processes_equal_one_process_with_the_doubled_batch(script, tmp_path
     for key in ("train_loss", "test_loss"):
         assert two.state["rows"][0][key] == pytest.approx(one.state["rows"][0][key], rel=1e-4)
     assert two.state["rows"][0]["train_top1"] == pytest.approx(one.state["rows"][0]["train_top1"], abs=2 / 1280)
-    done = script("train.py", "--resume", "two", "train.epochs=2", cwd=tmp_path)
+    done = script("train.py", "--resume", "two", "train.epochs=2", cwd=tmp_path, shallow=NETWORKS)
     assert (done.returncode, done.stderr) == (0, "")
     assert load_checkpoint(tmp_path / "two" / "last.ckpt").state["updates"] == 5 + 11
 
 
-def test_synchronised_batchnorm_equals_batchnorm_of_the_whole_batch(tmp_path):
-    generator = np.random.default_rng(0)
-    images, weights = (generator.normal(size=(6, 3, 4, 5)).astype(np.float32) for _ in range(2))
-    np.save(tmp_path / "images.npy", images)
-    np.save(tmp_path / "weights.npy", weights)
-    done = start_ranks(tmp_path, "tests/runtime/rank_of_sync_norm.py", tmp_path)
-    assert done.returncode == 0, done.log
-
+def test_synchronised_batchnorm_equals_batchnorm_of_the_whole_batch(two_ranks):
     # Gradients from Ioffe and Szegedy, Batch Normalization, section 3, with scale 1 and shift 0.
-    x, dy = images.astype(np.float64), weights.astype(np.float64)
+    x, dy = (np.load(two_ranks / f"{name}.npy").astype(np.float64) for name in ("images", "weights"))
     count, axes = 6 * 4 * 5, (0, 2, 3)
     mean, variance = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
     normal = (x - mean) / np.sqrt(variance + 1e-5)
@@ -99,7 +158,7 @@ def test_synchronised_batchnorm_equals_batchnorm_of_the_whole_batch(tmp_path):
     dx = (dy - means[0] - normal * means[1]) / np.sqrt(variance + 1e-5)
     for mode in (ms.PYNATIVE_MODE, ms.GRAPH_MODE):
         for rank in range(2):
-            got = np.load(tmp_path / f"{mode}-{rank}.npz")
+            got = np.load(two_ranks / f"{mode}-{rank}.npz")
             assert got["loss"] == pytest.approx((normal * dy).sum(), rel=1e-4)
             np.testing.assert_allclose(got["dx"], dx[rank::2], rtol=1e-3, atol=1e-5)
             np.testing.assert_allclose(got["dparams"], [(dy * normal).sum(axes), dy.sum(axes)], rtol=1e-4, atol=1e-4)
@@ -108,47 +167,31 @@ def test_synchronised_batchnorm_equals_batchnorm_of_the_whole_batch(tmp_path):
             np.testing.assert_allclose(got["moving_variance"], 0.8 + 0.2 * unbiased, rtol=1e-5)
 
 
-def test_two_ranks_with_batchnorm_save_what_they_evaluate_and_resume_exactly(script, tmp_path):
-    (tmp_path / "c.yaml").write_text(CONFIG)
-    # Recalibration would hide moving statistics that differ from rank to rank.
-    run = ["--config", "c.yaml", "train.epochs=2", "train.ema_decay=0.5", "train.recalibrate=0", "optimizer.lr=0.02"]
-    run += ["checkpoint.every_steps=1", "runtime.mode=pynative"]
-    done = start_ranks(tmp_path, "train.py", *run, "run.dir=whole")
-    assert done.returncode == 0, done.log
-    best = json.loads((tmp_path / "whole" / "summary.json").read_text())["best"]
-    done = script("eval.py", "--checkpoint", "whole/best.ckpt", "--json", "metrics.json", cwd=tmp_path)
+def test_two_ranks_with_batchnorm_save_what_they_evaluate_and_resume_exactly(two_ranks, script, tmp_path):
+    best = json.loads((two_ranks / "whole" / "summary.json").read_text())["best"]
+    arguments = ["--checkpoint", two_ranks / "whole" / "best.ckpt", "--json", "metrics.json"]
+    done = script("eval.py", *arguments, cwd=tmp_path, shallow=NETWORKS)
     assert (done.returncode, done.stderr) == (0, "")
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert (metrics["top1"], metrics["top5"]) == (best["top1"], best["top5"])
     # The ranks have other batches and add the losses in another order.
     assert metrics["loss"] == pytest.approx(best["loss"], rel=1e-6)
 
-    process = start_ranks(tmp_path, "train.py", *run, "run.dir=run", wait=False)
-    log = []
-    for line in process.stdout:
-        log.append(line.decode())
-        if "Distributed job is spawned" in log[-1]:
-            break
-    states = tmp_path / "run" / "checkpoints"
-    while process.poll() is None and not list(states.glob("state-*.ckpt")):
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=0.2)
-    workers = [int(pid) for pid in children(process.pid) if "train.py" in command_of(pid)]
-    os.kill(workers[-1], signal.SIGKILL)
-    log.append(process.communicate(timeout=300)[0].decode())
-    assert process.returncode != 0, "".join(log)
+    # The first rank saves a state after each of the 5 batches of an epoch.
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    killed = [tmp_path, "tests/runtime/killed_rank.py"]
+    # The scheduler of the ranks waits this many seconds for a sign of the killed rank, and by default 30.
+    done = start_ranks(*killed, 4, *RUN, "run.dir=run", MS_NODE_TIMEOUT="10")
+    assert done.returncode != 0, done.log
+    assert (tmp_path / "run" / "checkpoints" / "state-00000-0000002.ckpt").exists(), done.log
     assert not (tmp_path / "run" / "summary.json").exists()
-    done = start_ranks(tmp_path, "train.py", "--resume", "run")
+    done = start_ranks(*killed, 0, "--resume", "run")
     assert done.returncode == 0, done.log
-    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    assert outcome(tmp_path / "run") == outcome(two_ranks / "whole")
 
 
-def test_only_the_first_rank_needs_the_run_folder(tmp_path):
-    (tmp_path / "c.yaml").write_text(CONFIG.replace(", workers: 1", "") + "runtime: {mode: pynative}\n")
-    arguments = tmp_path / "c.yaml", tmp_path
-    done = start_ranks(tmp_path, "tests/runtime/rank_without_run_folder.py", *arguments)
-    assert done.returncode == 0, done.log
-    found = [json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in range(2)]
+def test_only_the_first_rank_needs_the_run_folder(two_ranks):
+    found = [json.loads((two_ranks / f"found-{rank}.json").read_text()) for rank in range(2)]
     assert [ranks.pop("rank") for ranks in found] == [0, 1]
     assert found[0] == found[1]
     # 1,437 training images are 2 batches of two ranks.
@@ -163,17 +206,21 @@ def test_only_the_first_rank_needs_the_run_folder(tmp_path):
     assert found[0]["sharing"] == 2
     assert found[0]["sent"] == [True, True]
     assert found[0]["all_true"] == [True, False] * 2
-    assert not (tmp_path / "rank-1" / "run").exists()
-    saved = yaml.safe_load((tmp_path / "rank-0" / "run" / "config.yaml").read_text())
+    assert not (two_ranks / "rank-1" / "run").exists()
+    saved = yaml.safe_load((two_ranks / "rank-0" / "run" / "config.yaml").read_text())
     assert saved["data"]["workers"] == max(1, min(os.cpu_count() // 2, 8))
 
 
-def children(pid):
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-
-
-def command_of(pid):
-    return Path(f"/proc/{pid}/cmdline").read_text()
+def test_ranks_with_other_settings_or_data_do_not_train(two_ranks):
+    ended = [json.loads((two_ranks / f"ended-{rank}.json").read_text()) for rank in range(2)]
+    for rank, ends in enumerate(ended):
+        assert len(ends) == len(STARTS)
+        for (*_, part), end in zip(STARTS, ends):
+            assert end.startswith(part)
+            assert part == "reached" or f"this is rank {rank}, found " in end
+    assert "found 128)" in ended[0][0]
+    assert "found 64)" in ended[1][0]
+    assert not (two_ranks / "run").exists()
 
 
 TINY = """

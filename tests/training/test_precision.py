@@ -1,4 +1,7 @@
-"""Half precision, as far as a CPU can show it: it computes float16, and it checks the types of bfloat16."""
+"""Half precision, as far as a CPU can show it: it computes float16, and it checks the types of bfloat16.
+
+The compiled networks are shallow, with every kind of layer. The test op by op trains a whole network.
+"""
 
 import itertools
 import os
@@ -111,6 +114,7 @@ def is_feature_map(shape):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_float16_trains_as_float32_does(name, tmp_path):
     rate = RATES.get(name, RATE)
@@ -125,6 +129,7 @@ def test_float16_trains_as_float32_does(name, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_bfloat16_has_types_that_mindspore_accepts(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where MindSpore writes about the failure
@@ -166,6 +171,7 @@ def test_rounding_to_bfloat16_trains_as_float32_does():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
 def test_norms_in_float32_between_float16_layers(tmp_path):
     step, _ = step_of("mobilenet_v2", "float16", "float32")
     with saved_graphs(tmp_path) as nodes:
