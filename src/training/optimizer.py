@@ -76,7 +76,7 @@ class SGD(Optimizer):
         super().__init__(groups)
         # One native operator for all weights: on a CPU, to start an operator for each takes longer than its work.
         rules = [(decay, factor) for parameters, decay, factor in groups for _ in parameters]
-        self.native = kernels and operators.sgd(kernels, momentum, nesterov, rules)
+        self.native = None if kernels is None else operators.sgd(kernels, momentum, nesterov, rules)
         # nn.Momentum is not used, because its Nesterov option has no effect on the CPU in MindSpore 2.7.
         self.rules = [ops.SGD(0.0, decay, nesterov) for decay in self.decays]
         self.velocities = self.make_slot("velocity")
