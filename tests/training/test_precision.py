@@ -27,16 +27,14 @@ from tests.graphs import saved_graphs
 BATCH, CLASSES, SIDE = 33, 13, 32  # no layer has 33 or 13 channels
 STEPS = 20
 # Learning rates at which the loss falls by a tenth to a half in these steps.
-RATE, RATES = (
-    0.0003,
-    {
-        "ghostnet": 0.001,
-        "mobilenet_v1": 0.001,
-        "mobilenet_v3_large": 0.003,
-        "mobilenet_v3_small": 0.003,
-        "shufflenet_v1": 0.0005,
-    },
-)
+RATE = 0.001
+RATES = {
+    "ghostnet": 0.003,
+    "mobilenet_v1": 0.02,
+    "mobilenet_v3_large": 0.006,
+    "mobilenet_v3_small": 0.02,
+    "shufflenet_v1": 0.003,
+}
 SCALE = 128.0  # small enough for gradients without overflow
 HALVES = {"float16": "Float16", "bfloat16": "BFloat16"}
 # Operators that compute in float32 between casts, because MindSpore refuses their inputs in bfloat16; and reshapes.
@@ -164,7 +162,7 @@ def test_rounding_to_bfloat16_trains_as_float32_does():
         "mobilenet_v1", "float32", replace=lambda backbone: replace_cells(backbone, layers, Rounded)
     )
     assert sum(isinstance(cell, Rounded) for _, cell in classifier.cells_and_names()) == 3 * 27
-    rate = RATES["mobilenet_v1"]
+    rate = 0.001  # a whole network learns faster than a shallow one
     found, expected = losses(step, rate=rate), losses(step_of("mobilenet_v1", "float32")[0], rate=rate)
     check_losses(found, expected)
     assert abs(found / expected - 1).max() > 1e-4  # the roundings have an effect
