@@ -61,7 +61,7 @@ def parse() -> Namespace:
     """Return the command line's arguments."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", required=True, type=existing_file, help="best.ckpt or last.ckpt from train.py")
-    parser.add_argument("--format", choices=FORMATS, help="default: the extension of --output")
+    parser.add_argument("--format", choices=FORMATS, help="default: by the extension of --output; web writes .html")
     parser.add_argument("--output", required=True, metavar="PATH", help="the file to write; PATH.json describes it")
     add_overwrite(parser)
     parser.add_argument(
@@ -105,6 +105,11 @@ def parse() -> Namespace:
         "--mindir-version", type=int, choices=(1, 3), help="mindir: version 1 (default) loads in more runtimes"
     )
     parser.add_argument("--lite-python", metavar="PATH", help="path of a Python that has MindSpore Lite")
+    parser.add_argument(
+        "--ort-web",
+        metavar="FOLDER",
+        help="web: folder dist of the npm package onnxruntime-web (default: the folder of tools/setup_ort_web.py)",
+    )
     parser.add_argument(
         "--verify",
         type=whole(1, 10_000_000),

@@ -11,8 +11,9 @@ from src.errors import UserError
 from src.files import write_json
 from src.versions import versions
 
-Format = Literal["mindir", "onnx", "ms", "air"]  # also the extensions of the files
+Format = Literal["mindir", "onnx", "ms", "air", "web"]
 FORMATS: tuple[str, ...] = get_args(Format)
+EXTENSIONS = {**{name: f".{name}" for name in FORMATS}, "web": ".html"}  # of the files, by format
 Split = Literal["val", "test"]  # the splits that verify a file
 VERSION: Literal[1] = 1  # of the description's format
 
@@ -204,10 +205,10 @@ def read_description(exported: Union[str, Path]) -> Description:
         raise UserError(f"{path}: {key}: {problem['msg']}; expected a description that export.py wrote") from None
     except ValueError:
         raise UserError(f"{path}: is damaged (not JSON)") from None
-    if exported.suffix != f".{description.format}":
+    if exported.suffix != EXTENSIONS[description.format]:
         raise UserError(
             f"{path}: describes another file than {exported.name} (found format {description.format}, "
-            f"expected {exported.suffix[1:]})"
+            f"expected {format_of(exported)})"
         )
     checksum = sha256(exported)
     if checksum != description.sha256:
@@ -216,6 +217,11 @@ def read_description(exported: Union[str, Path]) -> Description:
             f"damaged, or {path.name} describes another file"
         )
     return description
+
+
+def format_of(path: Union[str, Path]) -> Optional[str]:
+    """Return the format that has a file's extension, or None."""
+    return next((name for name, extension in EXTENSIONS.items() if extension == Path(path).suffix), None)
 
 
 def sha256(path: Union[str, Path]) -> str:

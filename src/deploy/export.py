@@ -12,7 +12,7 @@ import numpy as np
 from mindspore import nn, ops
 
 from src.data.loading import Loader
-from src.deploy.description import Description, Split, describe, write_description
+from src.deploy.description import EXTENSIONS, Description, Split, describe, sha256, write_description
 from src.deploy.golden import make_golden, write_golden
 from src.deploy.graph.graph import Graph
 from src.deploy.graph.mindir import port_names, read_mindir, write_mindir
@@ -22,6 +22,8 @@ from src.deploy.options import Options, check_images
 from src.deploy.quantize import quantize_onnx, write_lite_calibration
 from src.deploy.runtimes.lite import Lite, find_lite, need_lite
 from src.deploy.verify import verify
+from src.deploy.web.ort_web import find_ort_web
+from src.deploy.web.page import write_page
 from src.errors import UserError
 from src.files import naming, publish
 from src.models.classifier import Classifier
@@ -50,6 +52,8 @@ def check_target(options: Options) -> None:
     device = ms.get_context("device_target")
     if options.format == "air" and device != "Ascend":
         raise UserError(f"--format air: needs another device (found {device}, expected Ascend)")
+    if options.format == "web":
+        find_ort_web(options.ort_web)
     if options.format == "ms":
         need_lite(options.lite_python)
     elif options.lite_python is not None:
@@ -83,16 +87,22 @@ def export(
     # The temporary folder is beside the output, so that one rename puts a verified file in its place.
     prefix = f".{output.stem}-"
     with naming(output, prefix), tempfile.TemporaryDirectory(dir=output.parent, prefix=prefix) as folder:
-        plain, written = Path(folder) / "plain.mindir", Path(folder) / f"model.{options.format}"
+        plain, written = Path(folder) / "plain.mindir", Path(folder) / f"model{EXTENSIONS[options.format]}"
+        # The network of a page is an ONNX file, which is verified before the page is made of it and its description.
+        network = written.with_suffix(".onnx") if options.format == "web" else written
         deployed = Deployed(classifier, options).set_train(False)
         ms.export(deployed, example, file_name=str(plain), file_format="MINDIR")
         graph = deployment_graph(plain, options)
         if options.format == "air":
             ms.export(deployed, example, file_name=str(written), file_format="AIR")
         else:
-            write(graph, plain, written, output, options, calibration)
-        verification = verify(config.runtime, classifier, written, loader, split, options)
-        description = describe(checkpoint, config, written, graph.input, graph.output, options, verification)
+            write(graph, plain, network, output, options, calibration)
+        verification = verify(config.runtime, classifier, network, loader, split, options)
+        description = describe(checkpoint, config, network, graph.input, graph.output, options, verification)
+        if options.format == "web":
+            write_page(description, network, written, output.stem, find_ort_web(options.ort_web))
+            size = written.stat().st_size
+            description = description.model_copy(update={"sha256": sha256(written), "size": size})
         sidecar = Path(folder) / "model.json"
         write_description(description, sidecar)
         names = {written: output, sidecar: Path(f"{output}.json")}
@@ -135,7 +145,7 @@ def write(
 
     `plain` is the MindIR file that MindSpore exported. `output` is the final path of the file.
     """
-    if options.format == "onnx":
+    if options.format in ("onnx", "web"):
         write_onnx(graph, path)
         if options.precision == "int8":
             quantize_onnx(path, calibration)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from src.deploy.description import FORMATS
+from src.deploy.description import EXTENSIONS, format_of
 from src.errors import UserError
 from src.outputs import Output
 
@@ -34,6 +34,7 @@ class Options:
     min_agreement: float = 98.0  # float16, int8: percent of the images with the same top-1 class as the checkpoint
     min_images: int = 200  # int8: fewest images of the verification
     lite_python: Optional[str] = None
+    ort_web: Optional[str] = None  # folder with the files of onnxruntime-web
 
 
 def options_of(args: Namespace) -> Options:
@@ -41,10 +42,10 @@ def options_of(args: Namespace) -> Options:
 
     An invalid value is a `UserError`, and so is an option that would have no effect.
     """
-    extension = Path(args.output).suffix.lstrip(".")
-    kind = args.format or (extension if extension in FORMATS else None)
-    if extension != kind:
-        raise UserError(f"--output {args.output}: must end with .{kind or ', .'.join(FORMATS)}")
+    kind = args.format or format_of(args.output)
+    if kind is None or Path(args.output).suffix != EXTENSIONS[kind]:
+        expected = EXTENSIONS[kind] if kind else ", ".join(EXTENSIONS.values())
+        raise UserError(f"--output {args.output}: must end with {expected}")
     for override in args.overrides:
         if override.startswith("runtime.kernels="):
             raise UserError(
@@ -58,6 +59,7 @@ def options_of(args: Namespace) -> Options:
         "min_images": args.precision == "int8",
         "mindir_version": kind == "mindir",
         "lite_python": kind == "ms" or (kind == "mindir" and not version_3),
+        "ort_web": kind == "web",
     }
     for name, is_used in used.items():
         value = getattr(args, name)
@@ -71,6 +73,15 @@ def options_of(args: Namespace) -> Options:
         raise UserError(f"--format {kind} does not support --precision {args.precision}")
     if args.precision == "int8" and kind == "mindir":
         raise UserError("--format mindir does not support --precision int8; use --format onnx or ms")
+    if kind == "web":
+        fixed = {
+            "--input tensor": args.input != "image",
+            "--logits": args.logits,
+            f"--batch {args.batch}": args.batch != 1,
+        }
+        for option, given in fixed.items():
+            if given:
+                raise UserError(f"{option}: is not used with --format web, whose page takes photos; leave it out")
     if args.precision == "int8":
         check_images(args.verify, args.min_images)
     return Options(
@@ -84,6 +95,7 @@ def options_of(args: Namespace) -> Options:
         min_agreement=args.min_agreement,
         min_images=args.min_images,
         lite_python=args.lite_python,
+        ort_web=args.ort_web,
     )
 
 

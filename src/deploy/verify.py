@@ -29,7 +29,7 @@ def runtimes(path: Path, options: Options) -> list[Runtime]:
     """Return the runtimes to verify the file on."""
     if options.format == "air":
         return []  # only Ascend's own tools load it
-    if options.format == "onnx":
+    if options.format in ("onnx", "web"):
         return [OnnxRuntime(path)]
     if options.format == "ms":
         return [lite_runtime(path, need_lite(options.lite_python))]

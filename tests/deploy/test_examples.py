@@ -9,13 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mindspore as ms
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
-from sklearn.datasets import load_sample_images
 
-from src.config.load import make_config
 from src.data.datasets import load_samples
 from src.data.loading import eval_loader
 from src.deploy.description import Description
@@ -24,16 +21,13 @@ from src.deploy.golden import Golden
 from src.deploy.options import Options
 from src.deploy.runtimes.lite import find_lite
 from src.errors import UserError
-from src.models import create_model
-from src.weights.checkpoint import Checkpoint, OpenCheckpoint
 from tests.conftest import ROOT
+from tests.deploy.conftest import PHOTO_CLASSES, PHOTO_SIZE
 
 pytestmark = pytest.mark.slow
 EXAMPLES = ROOT / "examples"
 LITE = find_lite()
-CLASSES = ['a [x] "b" café', "flower"]
-SIZE = 72
-ORIENTATION = 0x0112  # EXIF tag
+CLASSES, SIZE = PHOTO_CLASSES, PHOTO_SIZE
 
 
 def build(*arguments):
@@ -44,47 +38,6 @@ def build(*arguments):
     if done.returncode == 2 and "run: apt install" in done.stderr:
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stderr
-
-
-@pytest.fixture(scope="module")
-def photo(tmp_path_factory):
-    """Return a function that writes the photograph with an EXIF orientation, as JPEG or PNG, and returns its path."""
-    folder = tmp_path_factory.mktemp("photo")
-    image = Image.fromarray(load_sample_images().images[0]).resize((1600, 1067), Image.Resampling.BICUBIC)
-
-    def write(orientation, suffix=".jpg"):
-        exif = Image.Exif()
-        exif[ORIENTATION] = orientation
-        path = folder / f"{orientation}{suffix}"
-        image.save(path, exif=exif, quality=92, compress_level=1)
-        return path
-
-    return write
-
-
-@pytest.fixture(scope="module")
-def opened(tmp_path_factory):
-    """A small network with random weights, for RGB images of SIZE pixels, and its folder of images to verify on."""
-    root = tmp_path_factory.mktemp("images")
-    for name, image in zip(CLASSES, load_sample_images().images):
-        (root / "val" / name).mkdir(parents=True)
-        for i in range(3):
-            Image.fromarray(image[100 * i : 100 * i + 150, :150]).save(root / "val" / name / f"{i}.jpg")
-    settings = {
-        "model": {"name": "mobilenet_v1", "width": 0.25},
-        "data": {"name": "image_folder", "root": str(root), "image_size": SIZE},
-        "runtime": {"mode": "pynative", "kernels": "stock"},
-    }
-    config = make_config(settings, source="test")
-    ms.set_seed(1)
-    classifier = create_model(config.model, config.data, len(CLASSES)).set_train(False)
-    # Random weights give nearly equal probabilities; larger weights in the last layer make them differ by about 0.4.
-    logits = classifier(ms.Tensor(load_sample_images().images[0][None, :SIZE, :SIZE])).asnumpy()[0]
-    weight = classifier.head.weight
-    weight.set_data(weight * (0.8 / abs(float(logits[0] - logits[1]))))
-    path = root / "net.ckpt"
-    path.write_bytes(b"random weights")
-    return OpenCheckpoint(Checkpoint(path, config, CLASSES, 1, None, {}, {}, {}, {}, None), config, classifier)
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,11 @@ def options(monkeypatch, *arguments):
         ([*INT8, "--max-drop", "nan"], r"--max-drop: must be a number from 0 to 100 \(found nan\)"),
         (["--precision", "float16", "--min-images", "9"], "--min-images 9: is not used with"),
         (["--min-agreement", "99"], "--min-agreement 99.0: is not used with"),
+        (["--ort-web", "dist"], "--ort-web dist: is not used with --format onnx --precision float32; leave it out"),
+        (["--output", "net.html", "--batch", "2"], "--batch 2: is not used with --format web, whose page takes photos"),
+        (["--output", "net.html", "--logits"], "--logits: is not used with --format web"),
+        (["--output", "net.html", "--format", "onnx"], "--output net.html: must end with .onnx"),
+        (["--output", "net.web"], "--output net.web: must end with .mindir, .onnx, .ms, .air, .html"),
     ],
 )
 def test_limits_that_cannot_be(monkeypatch, arguments, message):

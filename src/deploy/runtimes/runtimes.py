@@ -8,6 +8,7 @@ import numpy as np
 from mindspore import nn
 
 from src.deploy.runtimes.lite import Lite, need_lite
+from src.deploy.web.page import read_network
 from src.errors import UserError
 
 
@@ -42,7 +43,7 @@ class MindSporeRuntime:
 
 
 class OnnxRuntime:
-    """ONNX Runtime on the CPU."""
+    """ONNX Runtime on the CPU, for ONNX files and for the networks of pages."""
 
     name = "ONNX Runtime"
 
@@ -53,7 +54,8 @@ class OnnxRuntime:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         try:
-            self.session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+            model = read_network(path) if str(path).endswith(".html") else str(path)
+            self.session = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
         except Exception as error:  # its exceptions have no common base class
             raise UserError(f"{path}: ONNX Runtime cannot load it: {error}") from None
 
@@ -75,7 +77,7 @@ def lite_runtime(path: Union[str, Path], python: str) -> Lite:
 
 def open_runtime(path: Union[str, Path], lite_python: Optional[str] = None) -> Runtime:
     """Return the runtime for an exported file, chosen by the file extension."""
-    if str(path).endswith(".onnx"):
+    if str(path).endswith((".onnx", ".html")):
         return OnnxRuntime(path)
     if str(path).endswith(".ms"):
         return lite_runtime(path, need_lite(lite_python))
