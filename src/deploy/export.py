@@ -16,6 +16,7 @@ from src.deploy.description import EXTENSIONS, Description, Split, describe, sha
 from src.deploy.golden import make_golden, write_golden
 from src.deploy.graph.graph import Graph
 from src.deploy.graph.mindir import port_names, read_mindir, write_mindir
+from src.deploy.graph.ncnn_format import optimize_for_ncnn, write_ncnn
 from src.deploy.graph.onnx_format import write_onnx
 from src.deploy.graph.passes import halve_weights, optimize, pool_means, separate_padding
 from src.deploy.options import Options, check_images
@@ -106,6 +107,8 @@ def export(
         sidecar = Path(folder) / "model.json"
         write_description(description, sidecar)
         names = {written: output, sidecar: Path(f"{output}.json")}
+        if description.weights is not None:
+            names[written.with_suffix(".bin")] = output.with_suffix(".bin")
         if golden_image is not None:
             names |= write_golden(golden_image, written, output)
         publish(names)
@@ -121,8 +124,11 @@ def deployment_graph(plain: Path, options: Options) -> Graph:
     if options.format == "air" or (options.format == "mindir" and options.mindir_version == 3):
         name_ports(graph, *port_names(plain))
         return graph
-    optimize(graph)
-    if options.precision == "float16" and options.format != "ms":
+    if options.format == "ncnn":
+        optimize_for_ncnn(graph)
+    else:
+        optimize(graph)
+    if options.precision == "float16" and options.format not in ("ms", "ncnn"):
         halve_weights(graph)
     name_ports(graph, options.input, "logits" if options.logits else "probabilities")
     return graph
@@ -149,6 +155,8 @@ def write(
         write_onnx(graph, path)
         if options.precision == "int8":
             quantize_onnx(path, calibration)
+    elif options.format == "ncnn":
+        write_ncnn(graph, path, half=options.precision == "float16")
     elif options.format == "ms" and options.precision == "int8":
         convert_int8(graph, path, output, options, calibration)
     elif options.format == "ms":

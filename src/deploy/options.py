@@ -71,8 +71,10 @@ def options_of(args: Namespace) -> Options:
     if args.precision != "float32" and (version_3 or kind == "air"):
         kind = "mindir --mindir-version 3" if version_3 else kind
         raise UserError(f"--format {kind} does not support --precision {args.precision}")
-    if args.precision == "int8" and kind == "mindir":
-        raise UserError("--format mindir does not support --precision int8; use --format onnx or ms")
+    if args.precision == "int8" and kind in ("mindir", "ncnn"):
+        raise UserError(f"--format {kind} does not support --precision int8; use --format onnx or ms")
+    if kind == "ncnn" and args.batch != 1:
+        raise UserError(f"--batch {args.batch}: is not used with --format ncnn, which has no batches; leave it out")
     if kind == "web":
         fixed = {
             "--input tensor": args.input != "image",
@@ -107,6 +109,8 @@ def outputs_of(args: Namespace) -> list[Output]:
     outputs = [Output("--output", f"{args.output}{ending}") for ending in endings]
     if args.precision == "int8" and Path(args.output).suffix == ".ms":
         outputs.append(Output("--output", f"{args.output}.int8", is_folder=True))
+    if (args.format or format_of(args.output)) == "ncnn":
+        outputs.append(Output("--output", Path(args.output).with_suffix(".bin")))
     return outputs
 
 

@@ -11,7 +11,7 @@ from src.data.loading import Loader
 from src.deploy.description import RuntimeCheck, Split, Verification
 from src.deploy.options import Options, check_images
 from src.deploy.runtimes.lite import find_lite, need_lite
-from src.deploy.runtimes.runtimes import MindSporeRuntime, OnnxRuntime, Runtime, lite_runtime
+from src.deploy.runtimes.runtimes import MindSporeRuntime, OnnxRuntime, Runtime, lite_runtime, ncnn_runtime
 from src.deploy.trained import SMALLEST_PROBABILITY
 from src.errors import UserError
 from src.evaluation.evaluate import log_softmax, make_eval_step, predict
@@ -31,6 +31,8 @@ def runtimes(path: Path, options: Options) -> list[Runtime]:
         return []  # only Ascend's own tools load it
     if options.format in ("onnx", "web"):
         return [OnnxRuntime(path)]
+    if options.format == "ncnn":
+        return [ncnn_runtime(path)]
     if options.format == "ms":
         return [lite_runtime(path, need_lite(options.lite_python))]
     python = find_lite(options.lite_python)

@@ -1,5 +1,6 @@
 """The runtimes that execute exported files, all with the same method: `run(array) -> array`."""
 
+import sys
 from pathlib import Path
 from typing import Optional, Protocol, Union
 
@@ -8,6 +9,7 @@ import numpy as np
 from mindspore import nn
 
 from src.deploy.runtimes.lite import Lite, need_lite
+from src.deploy.runtimes.process import RuntimeProcess
 from src.deploy.web.page import read_network
 from src.errors import UserError
 
@@ -75,10 +77,19 @@ def lite_runtime(path: Union[str, Path], python: str) -> Lite:
     return lite
 
 
+def ncnn_runtime(path: Union[str, Path]) -> RuntimeProcess:
+    """Return a process with ncnn that has loaded the .param file at `path` and its weights."""
+    ncnn = RuntimeProcess("ncnn", "ncnn", sys.executable)
+    ncnn.load(path)
+    return ncnn
+
+
 def open_runtime(path: Union[str, Path], lite_python: Optional[str] = None) -> Runtime:
     """Return the runtime for an exported file, chosen by the file extension."""
     if str(path).endswith((".onnx", ".html")):
         return OnnxRuntime(path)
     if str(path).endswith(".ms"):
         return lite_runtime(path, need_lite(lite_python))
+    if str(path).endswith(".param"):
+        return ncnn_runtime(path)
     return MindSporeRuntime(path)

@@ -21,6 +21,8 @@ def runners_for(path: Union[str, Path], lite_python: Optional[str]) -> list[Runt
         runners.append(RuntimeProcess("MindSpore", "mindspore", sys.executable))
     if extension == ".onnx":
         runners.append(RuntimeProcess("ONNX Runtime", "onnxruntime", sys.executable))
+    if extension == ".param":
+        runners.append(RuntimeProcess("ncnn", "ncnn", sys.executable))
     if extension in (".ms", ".mindir") and lite_python is not None:
         runners.append(Lite(lite_python))
     return runners
