@@ -147,7 +147,8 @@ def report(description: Description, output: str) -> None:
     """Print what was written and how it was verified."""
     file_input, verification = description.input, description.verification
     shape = "x".join(map(str, file_input.shape))
-    print(f"{output}: {description.size / 1e6:.2f} MB, input {file_input.dtype} {shape} ({file_input.layout})")
+    size = description.size + (description.weights.size if description.weights else 0)
+    print(f"{output}: {size / 1e6:.2f} MB, input {file_input.dtype} {shape} ({file_input.layout})")
     for check in verification.runtimes:
         drop = verification.checkpoint_top1 - check.top1
         lost = ""

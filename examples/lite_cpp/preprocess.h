@@ -16,6 +16,8 @@ struct Description {
   bool bicubic, antialias, rounds_crop_down;
   bool is_logits;                    // the file outputs logits, not probabilities
   std::vector<std::string> classes;  // in the order of the outputs
+  bool normalises;                   // the file normalises the pixels itself
+  std::vector<float> mean, std;      // per channel, of pixels scaled to 0..1
 };
 
 // All functions throw std::runtime_error; the message names the file.

@@ -238,6 +238,14 @@ def read_description(exported: Union[str, Path]) -> Description:
     return description
 
 
+def size_of(exported: Union[str, Path]) -> int:
+    """Return the size of an exported file in bytes, together with its file of weights."""
+    files = [Path(exported)]
+    if files[0].suffix == EXTENSIONS["ncnn"]:
+        files.append(files[0].with_suffix(".bin"))
+    return sum(file.stat().st_size for file in files)
+
+
 def weights_of(exported: Union[str, Path]) -> Weights:
     """Return the checksum and the size of the file of weights beside an exported file."""
     path = Path(exported).with_suffix(".bin")

@@ -3,7 +3,9 @@
 The golden image is a real photograph of 1600 x 1067 pixels that EXIF turns.
 """
 
+import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from PIL import Image, ImageOps
 
 from src.data.datasets import load_samples
 from src.data.loading import eval_loader
-from src.deploy.description import Description
+from src.deploy.description import Description, format_of
 from src.deploy.export import export
 from src.deploy.golden import Golden
 from src.deploy.options import Options
@@ -27,6 +29,8 @@ from tests.deploy.conftest import PHOTO_CLASSES, PHOTO_SIZE
 pytestmark = pytest.mark.slow
 EXAMPLES = ROOT / "examples"
 LITE = find_lite()
+HAS_NCNN = importlib.util.find_spec("ncnn") is not None
+NCNN_CPP = os.environ.get("NCNN")  # the folder where ncnn's headers and libraries are installed
 CLASSES, SIZE = PHOTO_CLASSES, PHOTO_SIZE
 
 
@@ -47,9 +51,11 @@ def exported(opened, photo, tmp_path_factory):
     wanted = {"net.onnx": {}, "tensor.onnx": {"input": "tensor", "logits": True, "batch": 2}}
     if LITE:
         wanted["net.ms"] = {}
+    if HAS_NCNN:
+        wanted |= {"net.param": {}, "tensor.param": {"input": "tensor", "logits": True}}
     samples = load_samples(opened.config.data, "val", CLASSES)
     for name, options in wanted.items():
-        options = Options(format=name.rpartition(".")[2], **options)
+        options = Options(format=format_of(name), **options)
         loader = eval_loader(opened.config, samples, batch_size=options.batch)
         export(opened, loader, "val", folder / name, options, golden=photo(6))
     return {name: folder / name for name in wanted}
@@ -141,7 +147,7 @@ def with_pillow(file, path):
     """Return the pixels that the Python example finds; `test_python_example` compares them with the evaluation's."""
     sys.path.insert(0, str(EXAMPLES / "onnx_python"))
     try:
-        from classify import preprocess
+        from preprocess import preprocess
     finally:
         sys.path.pop(0)
     return preprocess(file, json.loads(Path(f"{path}.json").read_text(encoding="utf-8")))
@@ -169,6 +175,22 @@ def test_cpp_example(exported, tmp_path):
     done = subprocess.run([tmp_path / "classify", path, image], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     check_table(done.stdout, probabilities)
+
+
+@pytest.mark.skipif(not HAS_NCNN, reason="ncnn is not installed: run pip install ncnn")
+@pytest.mark.parametrize("name", ["net.param", "tensor.param"])
+def test_ncnn_examples(exported, tmp_path, name):
+    path = exported[name]
+    image, _, probabilities = golden_of(path)
+    programs = [[sys.executable, EXAMPLES / "ncnn_python" / "classify.py"]]
+    if NCNN_CPP:
+        command = [EXAMPLES / "ncnn_cpp" / "build.sh", NCNN_CPP, tmp_path / "classify"]
+        subprocess.run(command, check=True)
+        programs.append([tmp_path / "classify"])
+    for program in programs:
+        done = subprocess.run([*program, path, image], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        check_table(done.stdout, probabilities)
 
 
 def test_a_missing_library_is_one_line(tmp_path):

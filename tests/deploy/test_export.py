@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 
 from src.data.datasets import load_samples
 from src.data.loading import eval_loader
-from src.deploy.description import Description, RuntimeCheck, Verification, read_description
+from src.deploy.description import EXTENSIONS, Description, RuntimeCheck, Verification, format_of, read_description
 from src.deploy.export import check_target, export
 from src.deploy.options import Options
 from src.deploy.quantize import full_batches
@@ -30,6 +31,7 @@ from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
 LITE = find_lite()
+KINDS = ["mindir", "onnx", *(["ms"] if LITE else []), *(["ncnn"] if importlib.util.find_spec("ncnn") else [])]
 needs_lite = pytest.mark.skipif(LITE is None, reason="MindSpore Lite is not installed: run tools/setup_lite.sh")
 
 
@@ -48,7 +50,7 @@ class Case:
         return eval_loader(self.checkpoint.config, self.samples, batch_size=batch)
 
     def export(self, output, **options):
-        options = Options(format=output.suffix[1:], **options)
+        options = Options(format=format_of(output), **options)
         calibration = ()
         if options.precision == "int8":
             calibration = full_batches(self.loader(options.batch), self.classifier, options.input)
@@ -78,9 +80,9 @@ def case(quickstart):
 
 @pytest.fixture(scope="module")
 def exported(case, tmp_path_factory):
-    """Export to each format with default options: {extension: path}."""
+    """Export to each format with default options: {format: path}."""
     folder = tmp_path_factory.mktemp("exported")
-    paths = {kind: folder / f"net.{kind}" for kind in ("mindir", "onnx", "ms") if kind != "ms" or LITE}
+    paths = {kind: folder / f"net{EXTENSIONS[kind]}" for kind in KINDS}
     for path in paths.values():
         case.export(path)
     return paths
@@ -123,6 +125,38 @@ def test_lite_gives_the_checkpoints_probabilities_for_ms_and_mindir(case, export
                 lite.run(images[:, :8])
     checked = [check.runtime for check in read_description(exported["mindir"]).verification.runtimes]
     assert checked == ["MindSpore", "MindSpore Lite"]
+
+
+@pytest.mark.skipif("ncnn" not in KINDS, reason="ncnn is not installed: run pip install ncnn")
+def test_ncnn_gives_the_checkpoints_logits_for_pixels_and_tensors(case, tmp_path):
+    import ncnn
+
+    data = case.checkpoint.config.data
+    for precision, tolerance in (("float32", 1e-4), ("float16", 0.02)):
+        path = tmp_path / f"{precision}.param"
+        description = case.export(path, input="tensor", logits=True, precision=precision)
+        assert description.weights.size == path.with_suffix(".bin").stat().st_size
+        net = ncnn.Net()
+        net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
+        assert (net.load_param(str(path)), net.load_model(str(path.with_suffix(".bin")))) == (0, 0)
+        for images, logits in case.batches():
+            # ncnn's own steps from pixels to a tensor.
+            mat = ncnn.Mat.from_pixels(images[0], ncnn.Mat.PixelType.PIXEL_GRAY, 16, 16)
+            mat.substract_mean_normalize(
+                [255 * value for value in data.mean], [1 / (255 * value) for value in data.std]
+            )
+            extractor = net.create_extractor()
+            extractor.input("tensor", mat)
+            np.testing.assert_allclose(np.array(extractor.extract("logits")[1]), logits[0], atol=tolerance)
+    sizes = [(tmp_path / f"{precision}.bin").stat().st_size for precision in ("float16", "float32")]
+    assert sizes[0] / sizes[1] == pytest.approx(0.5, abs=0.03)
+    weights = tmp_path / "float32.bin"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    with pytest.raises(UserError, match=r"float32\.bin: checksum mismatch: the file is damaged"):
+        read_description(tmp_path / "float32.param")
+    weights.unlink()
+    with pytest.raises(UserError, match=r"float32\.param: its weights float32\.bin are missing"):
+        read_description(tmp_path / "float32.param")
 
 
 def test_descriptions_match_the_files(case, exported):
@@ -309,6 +343,7 @@ def test_latency_of_all_runtimes(exported, command, tmp_path):
         (".mindir", "MindSpore Lite"),
         (".onnx", "ONNX Runtime"),
         (".ms", "MindSpore Lite"),
+        *([(".param", "ncnn")] if "ncnn" in KINDS else []),
     ]
     for row in rows:
         assert 0 < row["low_ms"] <= row["median_ms"] <= row["high_ms"]

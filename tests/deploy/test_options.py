@@ -33,7 +33,9 @@ def options(monkeypatch, *arguments):
         (["--output", "net.html", "--batch", "2"], "--batch 2: is not used with --format web, whose page takes photos"),
         (["--output", "net.html", "--logits"], "--logits: is not used with --format web"),
         (["--output", "net.html", "--format", "onnx"], "--output net.html: must end with .onnx"),
-        (["--output", "net.web"], "--output net.web: must end with .mindir, .onnx, .ms, .air, .html"),
+        (["--output", "net.param", "--batch", "2"], "--batch 2: is not used with --format ncnn, which has no batches"),
+        (["--output", "net.param", *INT8], "--format ncnn does not support --precision int8; use --format onnx or ms"),
+        (["--output", "net.web"], "--output net.web: must end with .mindir, .onnx, .ms, .air, .param, .html"),
     ],
 )
 def test_limits_that_cannot_be(monkeypatch, arguments, message):

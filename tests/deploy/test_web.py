@@ -54,7 +54,7 @@ def expected(page):
     """Return a function from an image file to the pixels of Pillow and the probabilities of ONNX Runtime."""
     sys.path.insert(0, str(ROOT / "examples" / "onnx_python"))
     try:
-        from classify import preprocess
+        from preprocess import preprocess
     finally:
         sys.path.pop(0)
     description = json.loads(Path(f"{page}.json").read_text(encoding="utf-8"))

@@ -7,6 +7,7 @@ from typing import Any, Optional, Union
 
 import numpy as np
 
+from src.deploy.description import size_of
 from src.deploy.runtimes.lite import Lite
 from src.deploy.runtimes.process import RuntimeProcess
 
@@ -43,8 +44,8 @@ def measure(
     times: list[list[list[float]]] = [[] for _ in jobs]  # milliseconds, by job, round and run
     for path, runner, array in jobs:
         load_ms = runner.load(path, threads) * 1000
-        size = Path(path).stat().st_size
-        row = {"path": str(path), "runtime": runner.name, "version": runner.version, "load_ms": load_ms, "size": size}
+        row = {"path": str(path), "runtime": runner.name, "version": runner.version, "load_ms": load_ms}
+        row["size"] = size_of(path)
         rows.append(row)
         runner.time(array, RUNS_PER_TURN)  # not counted: the first runs may still load or compile
     for _ in range(rounds):
