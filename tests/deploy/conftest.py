@@ -1,11 +1,27 @@
+import dataclasses
+import importlib.util
+from pathlib import Path
+
 import mindspore as ms
+import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from src.config.load import make_config
+from src.data.datasets import load_samples
+from src.data.loading import eval_loader
+from src.deploy.description import EXTENSIONS, format_of
+from src.deploy.export import export
+from src.deploy.options import Options
+from src.deploy.quantize import full_batches
+from src.deploy.runtimes.lite import find_lite
 from src.models import create_model
-from src.weights.checkpoint import Checkpoint, OpenCheckpoint
+from src.weights.checkpoint import Checkpoint, OpenCheckpoint, adapt_config, load_checkpoint, restore
+
+LITE = find_lite()
+# The formats that can be verified here.
+KINDS = ["mindir", "onnx", *(["ms"] if LITE else []), *(["ncnn"] if importlib.util.find_spec("ncnn") else [])]
 
 PHOTO_CLASSES = ['a [x] "b" café', "flower"]
 PHOTO_SIZE = 72
@@ -53,3 +69,56 @@ def opened(tmp_path_factory):
     path = root / "net.ckpt"
     path.write_bytes(b"random weights")
     return OpenCheckpoint(Checkpoint(path, config, PHOTO_CLASSES, 1, None, {}, {}, {}, {}, None), config, classifier)
+
+
+@dataclasses.dataclass
+class Case:
+    """The quickstart's checkpoint with 20 of its test images."""
+
+    source: Path
+    checkpoint: object
+    classifier: object
+    samples: object
+    images: np.ndarray  # uint8 (20, 16, 16, 1), the input of the network
+    logits: np.ndarray  # the checkpoint's outputs for these images
+
+    def loader(self, batch=1):
+        return eval_loader(self.checkpoint.config, self.samples, batch_size=batch)
+
+    def export(self, output, **options):
+        options = Options(format=format_of(output), **options)
+        calibration = ()
+        if options.precision == "int8":
+            calibration = full_batches(self.loader(options.batch), self.classifier, options.input)
+        loader = self.loader(options.batch)
+        opened = OpenCheckpoint(self.checkpoint, self.checkpoint.config, self.classifier)
+        return export(opened, loader, "test", output, options, calibration)
+
+    def batches(self, batch=1):
+        """Yield (images, the checkpoint's logits); a smaller last batch is left out."""
+        for i in range(0, len(self.images) - batch + 1, batch):
+            yield self.images[i : i + batch], self.logits[i : i + batch]
+
+
+@pytest.fixture(scope="session")
+def case(quickstart):
+    _, folder, _ = quickstart
+    source = folder / "best.ckpt"
+    checkpoint = load_checkpoint(source)
+    # PyNative mode, because compiling takes longer than running 20 images.
+    config = adapt_config(checkpoint.config, ["runtime.mode=pynative"])
+    samples = load_samples(config.data, "test", checkpoint.classes).take(np.arange(0, 360, 18))
+    classifier = restore(checkpoint)
+    ((images, _),) = eval_loader(config, samples, batch_size=len(samples)).epoch()
+    logits = classifier(ms.Tensor(images)).asnumpy()
+    return Case(source, dataclasses.replace(checkpoint, config=config), classifier, samples, images, logits)
+
+
+@pytest.fixture(scope="session")
+def exported(case, tmp_path_factory):
+    """Export to each format with default options: {format: path}."""
+    folder = tmp_path_factory.mktemp("exported")
+    paths = {kind: folder / f"net{EXTENSIONS[kind]}" for kind in KINDS}
+    for path in paths.values():
+        case.export(path)
+    return paths
