@@ -122,6 +122,8 @@ def test_photos_get_the_probabilities_of_onnx_runtime(browser, expected, photo, 
         width, height = (generator.integers(1, 3) * generator.integers(60, 121, 2)).tolist()
         left, top = generator.integers(0, 640 - width), generator.integers(0, 427 - height)
         image = image.crop((left, top, left + width, top + height)).convert("L" if i % 5 == 0 else "RGB")
+        if i % 7 == 0:  # transparency is dropped, and the colours that it hides are seen
+            image.putalpha(Image.linear_gradient("L").resize(image.size))
         files.append(tmp_path / f"{i}.png")
         image.save(files[-1])
     shown = choose(browser, *files)

@@ -211,7 +211,8 @@ async function takeFile(file) {
   let bitmap;
   try {
     // The pixels as the file has them: an embedded colour profile changes nothing. The orientation is followed.
-    bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" });
+    bitmap = await createImageBitmap(file, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
+    if (file.type !== "image/jpeg") bitmap = await opaque(bitmap); // a JPEG has no transparency
   } catch {
     return problem((texts) => texts.wrong(file.name));
   }

@@ -58,6 +58,7 @@ def write_page(description: Description, network: Path, page: Path, title: str, 
 def facts_of(description: Description, title: str) -> dict[str, Any]:
     """Return what the page's script must know about the network."""
     verification, settings = description.verification, description.checkpoint.config
+    confidence = description.model_dump().get("confidence")
     return {
         "title": title,
         "network": f"{settings['model']['name']} {settings['model']['width']}x",
@@ -65,7 +66,7 @@ def facts_of(description: Description, title: str) -> dict[str, Any]:
         "input": description.input.name,
         "shape": description.input.shape,
         "preprocessing": description.preprocessing.model_dump(),
-        "threshold": None,
+        "threshold": confidence["threshold"] if confidence else None,
         "top1": verification.runtimes[0].top1,
         "images": verification.images,
         "split": verification.split,

@@ -48,6 +48,39 @@ function preprocess(source, width, height, wanted, channels) {
   return channels === 3 ? rgb : luminance(rgb);
 }
 
+// Return an image without transparency: `bitmap` itself, or an image with the colours that transparent pixels hide, as
+// Pillow has them. A 2D canvas loses these colours, so WebGL reads them. `bitmap` must not be premultiplied.
+async function opaque(bitmap) {
+  const { width, height } = bitmap;
+  if (!hasTransparency(bitmap)) return bitmap;
+  const gl = new OffscreenCanvas(1, 1).getContext("webgl");
+  if (!gl || Math.max(width, height) > gl.getParameter(gl.MAX_TEXTURE_SIZE)) throw new Error("no WebGL for this size");
+  gl.bindTexture(gl.TEXTURE_2D, gl.createTexture());
+  gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, gl.RGBA, gl.UNSIGNED_BYTE, bitmap);
+  gl.bindFramebuffer(gl.FRAMEBUFFER, gl.createFramebuffer());
+  const texture = gl.getParameter(gl.TEXTURE_BINDING_2D);
+  gl.framebufferTexture2D(gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, gl.TEXTURE_2D, texture, 0);
+  const image = new ImageData(width, height);
+  gl.readPixels(0, 0, width, height, gl.RGBA, gl.UNSIGNED_BYTE, new Uint8Array(image.data.buffer));
+  gl.getExtension("WEBGL_lose_context")?.loseContext(); // browsers allow few contexts at a time
+  for (let i = 3; i < image.data.length; i += 4) image.data[i] = 255;
+  return createImageBitmap(image);
+}
+
+function hasTransparency(bitmap) {
+  const { width, height } = bitmap;
+  const stripHeight = Math.max(1, Math.floor(STRIP / width));
+  const context = new OffscreenCanvas(width, stripHeight).getContext("2d", { willReadFrequently: true });
+  for (let strip = 0; strip < height; strip += stripHeight) {
+    const count = Math.min(stripHeight, height - strip);
+    context.clearRect(0, 0, width, count);
+    context.drawImage(bitmap, 0, strip, width, count, 0, 0, width, count);
+    const { data } = context.getImageData(0, 0, width, count);
+    for (let i = 3; i < data.length; i += 4) if (data[i] !== 255) return true;
+  }
+  return false;
+}
+
 // Return, for each of the `size` pixels in the centre of a side that is resized from `old` to `length` pixels, the
 // source pixels that it is made of: {first, weights}.
 function tapsOf(old, length, size, wanted) {
