@@ -25,6 +25,7 @@ from src.deploy.description import Description, RuntimeCheck, Verification, read
 from src.deploy.export import check_target
 from src.deploy.options import Options
 from src.deploy.runtimes.lite import Lite
+from src.deploy.runtimes.runtimes import open_runtime
 from src.deploy.trained import open_trained
 from src.deploy.verify import Expected, LossError, check_limits, verify
 from src.errors import UserError
@@ -218,6 +219,19 @@ def test_probabilities_are_calibrated_inside_the_file(case, tmp_path):
     right, sure = tested.argmax(1) == labels[1::2], tested.max(1) >= found.threshold
     assert found.tested_kept_right == pytest.approx(sure[right].mean())
     assert abs(found.temperature - 1) > 0.01
+
+
+@pytest.mark.skipif("ncnn" not in KINDS, reason="ncnn is not installed: run pip install ncnn")
+def test_ncnn_files_are_calibrated_without_another_layer(case, tmp_path):
+    everything = load_samples(case.checkpoint.config.data, "test", case.checkpoint.classes).take(np.arange(200))
+    found = dataclasses.replace(case, samples=everything).export(tmp_path / "net.param").confidence
+    case.export(tmp_path / "plain.param", calibrate=False)
+    runtime = open_runtime(tmp_path / "net.param")
+    probabilities = np.concatenate([runtime.run(images) for images, _ in case.batches()])
+    runtime.close()
+    np.testing.assert_allclose(probabilities, softmax(case.logits / found.temperature), atol=1e-5)
+    layers = [[line.split()[0] for line in (tmp_path / name).open()] for name in ("net.param", "plain.param")]
+    assert layers[0] == layers[1]
 
 
 def test_onnx_files_take_any_number_of_images_and_describe_themselves(case, tmp_path):

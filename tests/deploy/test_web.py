@@ -3,6 +3,7 @@
 Pillow and ONNX Runtime compute what the page must show.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -11,8 +12,10 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+from onnx import numpy_helper
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -51,6 +54,11 @@ def page(opened, photo, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(page):
+    """Return the function `expectation` of the page."""
+    return expectation(page)
+
+
+def expectation(page):
     """Return a function from an image file to the pixels of Pillow and the probabilities of ONNX Runtime."""
     sys.path.insert(0, str(ROOT / "examples" / "onnx_python"))
     try:
@@ -88,7 +96,7 @@ def write_y4m(rgb, path):
     path.write_bytes(header + b"".join(np.uint8(part.round()).tobytes() for part in limited))
 
 
-def choose(browser, *files):
+def choose(browser, *files, size=PHOTO_SIZE):
     """Choose files, and return the results in the order of the files: [(probabilities by class, pixels)]."""
     browser.value("document.getElementById('results').replaceChildren()")
     browser.choose("#files", *files)
@@ -103,7 +111,7 @@ def choose(browser, *files):
                                                          Number(row.querySelector('data').value)]))];
            })"""
     )
-    pixels = [part and np.array(part).reshape(PHOTO_SIZE, PHOTO_SIZE, 4)[..., :3] for _, part, _ in found]
+    pixels = [part and np.array(part).reshape(size, size, 4)[..., :3] for _, part, _ in found]
     return [(text, pixels[i], shares) for i, (text, _, shares) in enumerate(found)]
 
 
@@ -247,6 +255,51 @@ def test_below_the_threshold_the_page_is_not_sure(browser, page, photo, tmp_path
     assert max(shares.values()) < 0.99
     assert shown.startswith("Not sure\n")
     assert "No class reaches 99.0 %." in shown
+
+
+@pytest.fixture(scope="module")
+def int8_page(case, tmp_path_factory):
+    """Export the quickstart's network as an int8 page; return the path and the `Description`."""
+    path = tmp_path_factory.mktemp("int8") / "digits.html"
+    samples = load_samples(case.checkpoint.config.data, "test", case.checkpoint.classes).take(np.arange(200))
+    limits = {"max_drop": 10.0, "min_agreement": 90.0}
+    return path, dataclasses.replace(case, samples=samples).export(path, precision="int8", **limits)
+
+
+@needs_runtime
+def test_an_int8_page_has_int8_weights_and_calibrated_probabilities(int8_page, case):
+    path, description = int8_page
+    model = onnx.load_from_string(read_network(path))
+    arrays = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
+    quantised, plain = ([array for array in arrays if array.dtype == kind and array.ndim > 1] for kind in ("i1", "f4"))
+    assert sum(array.size for array in quantised) > 20 * sum(array.size for array in plain)
+    assert description.quantization.lose_most
+    confidence = description.confidence
+    facts = re.search(r'id="facts">(.+?)</script>', path.read_text(encoding="utf-8"))
+    assert json.loads(facts[1])["threshold"] == confidence.threshold
+    assert {entry.key: entry.value for entry in model.metadata_props}["threshold"] == str(confidence.threshold)
+    runtime = open_runtime(path)
+    found = np.concatenate([runtime.run(image[None]) for image in case.images])
+    calibrated, plain = (np.abs(found - softmax(case.logits / t)).mean() for t in (confidence.temperature, 1.0))
+    assert calibrated < min(0.02, plain)
+
+
+@needs_runtime
+@needs_chromium
+def test_an_int8_page_gives_the_probabilities_of_onnx_runtime(browser, int8_page, case, tmp_path):
+    page, description = int8_page
+    files = [tmp_path / f"{i}.png" for i in range(5)]
+    for file, image in zip(files, case.images):
+        Image.fromarray(image[..., 0]).save(file)
+    browser.open(page)
+    browser.until("document.getElementById('state').hidden")
+    compute = expectation(page)
+    for file, (text, pixels, shares) in zip(files, choose(browser, *files, size=16)):
+        wanted_pixels, wanted = compute(file)
+        np.testing.assert_array_equal(pixels, np.repeat(wanted_pixels, 3, axis=2))
+        assert len(shares) == 5
+        assert list(shares.values()) == pytest.approx([wanted[int(name)] for name in shares], abs=1e-3)
+        assert text.startswith("Not sure" if wanted.max() < description.confidence.threshold else str(wanted.argmax()))
 
 
 @needs_runtime
