@@ -61,7 +61,7 @@ def parse() -> Namespace:
     """Return the command line's arguments."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", required=True, type=existing_file, help="best.ckpt or last.ckpt from train.py")
-    parser.add_argument("--format", choices=FORMATS, help="default: the extension of --output")
+    parser.add_argument("--format", choices=FORMATS, help="default: by the extension of --output; web writes .html")
     parser.add_argument("--output", required=True, metavar="PATH", help="the file to write; PATH.json describes it")
     add_overwrite(parser)
     parser.add_argument(
@@ -124,6 +124,11 @@ def parse() -> Namespace:
     )
     parser.add_argument("--lite-python", metavar="PATH", help="path of a Python that has MindSpore Lite")
     parser.add_argument(
+        "--ort-web",
+        metavar="FOLDER",
+        help="web: folder dist of the npm package onnxruntime-web (default: the folder of tools/setup_ort_web.py)",
+    )
+    parser.add_argument(
         "--verify",
         type=whole(1, 10_000_000),
         default=1000,
@@ -160,7 +165,8 @@ def report(description: Description, output: str) -> None:
     """Print what was written and how it was verified."""
     file_input, verification = description.input, description.verification
     shape = "x".join("N" if side is None else str(side) for side in file_input.shape)
-    print(f"{output}: {description.size / 1e6:.2f} MB, input {file_input.dtype} {shape} ({file_input.layout})")
+    size = description.size + (description.weights.size if description.weights else 0)
+    print(f"{output}: {size / 1e6:.2f} MB, input {file_input.dtype} {shape} ({file_input.layout})")
     for check in verification.runtimes:
         drop = verification.checkpoint_top1 - check.top1
         lost = ""

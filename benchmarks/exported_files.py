@@ -21,7 +21,7 @@ from src.outputs import add_overwrite, check_outputs, output_files
 
 def main():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("files", nargs="+", metavar="FILE", help=".mindir, .ms or .onnx files of export.py")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="files of export.py: .mindir, .ms, .onnx, .param")
     parser.add_argument(
         "--threads", type=whole(0, 1024), default=1, help="threads of each runtime; 0: the runtime decides (default: 1)"
     )

@@ -236,7 +236,11 @@ def test_errors_of_a_checkpoint_are_one_line(quickstart, mistake, tmp_path):
         ("eval.py", ["--images", ".", "--json", "e.json"], "--json e.json: cannot be used with --images"),
         ("eval.py", ["--images", "nowhere"], "--images: nowhere: no such file or folder"),
         ("eval.py", ["model.width=1.0"], "model.width=1.0: cannot be changed for a trained network"),
-        ("export.py", ["--output", "net.pb"], "--output net.pb: must end with .mindir, .onnx, .ms, .air"),
+        (
+            "export.py",
+            ["--output", "net.pb"],
+            "--output net.pb: must end with .mindir, .onnx, .ms, .air, .param, .html",
+        ),
         ("export.py", ["--output", "net.onnx", "--format", "mindir"], "--output net.onnx: must end with .mindir"),
         ("export.py", ["--output", "net.air"], "--format air: needs another device (found CPU, expected Ascend)"),
         (

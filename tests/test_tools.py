@@ -1,5 +1,6 @@
 """The tools as a user runs them: what they print, which files they write, and how they report mistakes."""
 
+import importlib.util
 import json
 import math
 import re
@@ -108,6 +109,13 @@ def test_files_are_timed_on_their_runtime_and_cached(command, tmp_path, monkeypa
     written = file.stat().st_mtime_ns
     again = command("tools/choose.py", *limits, *size, "--overwrite", cwd=tmp_path)
     assert (again.returncode, file.stat().st_mtime_ns) == (0, written)
+    if importlib.util.find_spec("ncnn") is not None:
+        ncnn = ["--runtime", "ncnn", "--image-size", "32", "--json", "n.json"]
+        done = command("tools/choose.py", *limits, *ncnn, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        rows = json.loads((tmp_path / "n.json").read_text())["variants"]
+        assert [row["ms"] is not None for row in rows] == [True, False, False, False]
+        assert sorted(path.suffix for path in file.parent.iterdir()) == [".bin", ".onnx", ".param"]
 
 
 @pytest.mark.slow

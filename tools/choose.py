@@ -2,8 +2,8 @@
 
 Prints parameters, MACs and the ImageNet top-1 that the authors report. With --max-ms it also measures the latency per
 image on this machine (batch 1, with normalisation). Networks that another limit rules out are not measured.
---runtime says what runs the networks: onnx and lite export each network with random weights, and keep the files in
-~/.cache/pocketspore; mindspore compiles each network in MindSpore, as training does.
+--runtime says what runs the networks: onnx, lite and ncnn export each network with random weights, and keep the files
+in ~/.cache/pocketspore; mindspore compiles each network in MindSpore, as training does.
 Networks are prepared in order of their MACs, the smallest first; after --seconds no further network is prepared.
 Then the networks are timed in turn.
 """
@@ -27,7 +27,7 @@ from src.errors import ArgumentParser, UserError, did_you_mean, run
 from src.files import make_parent, replacing, write_json
 from src.outputs import add_overwrite, check_outputs, output_files
 
-RUNTIMES = ("onnx", "lite", "mindspore")
+RUNTIMES = ("onnx", "lite", "ncnn", "mindspore")
 LIMITS = {"max_ms": "ms", "max_params": "params", "max_macs": "macs"}
 
 
@@ -96,7 +96,7 @@ def parse():
 
 def latency_label(args):
     """Return the label of the axis with the latency."""
-    names = {"onnx": "ONNX Runtime", "lite": "MindSpore Lite", "mindspore": "MindSpore"}
+    names = {"onnx": "ONNX Runtime", "lite": "MindSpore Lite", "ncnn": "ncnn", "mindspore": "MindSpore"}
     threads = "" if args.threads is None else f", {args.threads} thread{'s' if args.threads > 1 else ''}"
     return f"latency (ms), {names[args.runtime]} {args.precision}{threads}"
 

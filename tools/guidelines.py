@@ -2,7 +2,7 @@
 
 Repeats tables 1 to 4 of https://arxiv.org/abs/1807.11164 with batch 1. Each network has 10 equal blocks. The networks
 of a table have about the same MACs and differ in one respect. Speeds are relative to the table's first line.
---runtime onnx or lite exports the networks, and keeps the files in ~/.cache/pocketspore; mindspore compiles them.
+--runtime onnx, lite or ncnn exports the networks, and keeps the files in ~/.cache/pocketspore; mindspore compiles them.
 The last column is the paper's relative speed on an ARM core. It comes from columns x1 of tables 1 and 2 and from c=64
 of tables 3 and 4. Tables 1 to 3 have feature maps of 56x56.
 G1: pairs of 1x1 convolutions, from c1 channels to c2 and back. G2: grouped 1x1 convolutions.
@@ -29,7 +29,7 @@ from src.errors import ArgumentParser, run
 from src.files import make_parent, replacing, write_json
 from src.outputs import add_overwrite, check_outputs, output_files
 
-RUNTIMES = ("onnx", "lite", "mindspore")
+RUNTIMES = ("onnx", "lite", "ncnn", "mindspore")
 TITLES = {
     "G1": "input to output channels",
     "G2": "groups",

@@ -13,6 +13,14 @@ if [ "${1:-}" = --folder ]; then
   echo "$folder"
   exit
 fi
+# The wheel for ARM is tagged for any system, so pip would install it anywhere; Linux on these processors has a wheel.
+case "$(uname -sm)" in
+  "Linux x86_64" | "Linux aarch64") ;;
+  *)
+    echo "error: MindSpore Lite 2.0.0 has no wheel for this system (found $(uname -sm), expected Linux on x86_64 or aarch64)" >&2
+    exit 2
+    ;;
+esac
 is_37() { "$1" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 7))' 2>/dev/null; }
 python=""
 for candidate in "${1:-python3.7}" ${1:-"${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.7.*/bin/python}; do

@@ -1,7 +1,7 @@
-// Classify an image with MindSpore Lite: classify MODEL.ms IMAGE [THREADS]
+// Classify images with MindSpore Lite: classify [--threads N] MODEL.ms IMAGE...
 //
 // `export.py --format ms` writes the model, for batches of one image, and MODEL.ms.json, which has the class names and
-// says how the image, JPEG or PNG, must be preprocessed.
+// says how the images, JPEG or PNG, must be preprocessed. With several images, the name of each stands above its classes.
 
 #include <algorithm>
 #include <cmath>
@@ -17,14 +17,8 @@
 #include "include/api/model.h"
 #include "preprocess.h"
 
-void classify(const std::string &path, const std::string &image_path, int threads) {
-  const Description description = read_description(path + ".json");
-  auto context = std::make_shared<mindspore::Context>();
-  context->SetThreadNum(threads);
-  context->MutableDeviceInfo().push_back(std::make_shared<mindspore::CPUDeviceInfo>());
-  mindspore::Model model;
-  if (!model.Build(path, mindspore::kMindIR_Lite, context).IsOk())
-    throw std::runtime_error(path + ": MindSpore Lite cannot load it");
+void classify(mindspore::Model &model, const Description &description, const std::string &path,
+              const std::string &image_path) {
   auto inputs = model.GetInputs();
   const Image pixels = preprocess(read_image(image_path), description);
   if (inputs[0].DataType() != mindspore::DataType::kNumberTypeUInt8 || inputs[0].DataSize() != pixels.pixels.size())
@@ -50,10 +44,30 @@ void classify(const std::string &path, const std::string &image_path, int thread
     std::printf("%.6f  %s\n", scores[order[i]], description.classes.at(order[i]).c_str());
 }
 
+void classify_all(const std::string &path, const std::vector<std::string> &image_paths, int threads) {
+  const Description description = read_description(path + ".json");
+  auto context = std::make_shared<mindspore::Context>();
+  context->SetThreadNum(threads);
+  context->MutableDeviceInfo().push_back(std::make_shared<mindspore::CPUDeviceInfo>());
+  mindspore::Model model;
+  if (!model.Build(path, mindspore::kMindIR_Lite, context).IsOk())
+    throw std::runtime_error(path + ": MindSpore Lite cannot load it");
+  for (const std::string &image_path : image_paths) {
+    if (image_paths.size() > 1) std::printf("%s\n", image_path.c_str());
+    classify(model, description, path, image_path);
+  }
+}
+
 int main(int count, char **arguments) {
   try {
-    if (count < 3) throw std::runtime_error("usage: classify MODEL.ms IMAGE [THREADS]");
-    classify(arguments[1], arguments[2], count > 3 ? std::atoi(arguments[3]) : 1);
+    std::vector<std::string> names(arguments + 1, arguments + count);
+    int threads = 1;
+    if (names.size() > 1 && names[0] == "--threads") {
+      threads = std::atoi(names[1].c_str());
+      names.erase(names.begin(), names.begin() + 2);
+    }
+    if (names.size() < 2) throw std::runtime_error("usage: classify [--threads N] MODEL.ms IMAGE...");
+    classify_all(names[0], {names.begin() + 1, names.end()}, threads);
   } catch (const std::exception &error) {
     std::fprintf(stderr, "error: %s\n", error.what());
     return 2;

@@ -147,7 +147,10 @@ Description read_description(const std::string &path) {
             wanted.value("crop_rounding", "down") == "down",
             json.at("output").at("meaning") == "logits",
             confidence.is_null() ? 0.0 : confidence.at("threshold").get<double>(),
-            json.at("classes")};
+            json.at("classes"),
+            wanted.at("inside_the_file"),
+            wanted.at("mean"),
+            wanted.at("std")};
   } catch (const nlohmann::json::parse_error &) {
     throw std::runtime_error(path + ": is not JSON");  // the error's own text may hold any bytes of the file
   } catch (const nlohmann::json::exception &error) {

@@ -17,6 +17,8 @@ struct Description {
   bool is_logits;                    // the file outputs logits, not probabilities
   double threshold;                  // below this probability, the answer is not sure; 0: not calibrated
   std::vector<std::string> classes;  // in the order of the outputs
+  bool normalises;                   // the file normalises the pixels itself
+  std::vector<float> mean, std;      // per channel, of pixels scaled to 0..1
 };
 
 // All functions throw std::runtime_error; the message names the file.

@@ -12,8 +12,9 @@ from src.errors import UserError
 from src.files import write_json
 from src.versions import versions
 
-Format = Literal["mindir", "onnx", "ms", "air"]  # also the extensions of the files
+Format = Literal["mindir", "onnx", "ms", "air", "ncnn", "web"]
 FORMATS: tuple[str, ...] = get_args(Format)
+EXTENSIONS = {**{name: f".{name}" for name in FORMATS}, "ncnn": ".param", "web": ".html"}  # of the files, by format
 Split = Literal["val", "test"]  # the splits that verify a file
 VERSION: Literal[1] = 1  # of the description's format
 
@@ -103,6 +104,11 @@ class Verification(Part):
     runtimes: list[RuntimeCheck] = Field(description="each runtime that ran the file; empty for AIR")
 
 
+class Weights(Part):
+    sha256: str = Field(description="SHA-256 of the file of weights")
+    size: int = Field(description="size of the file of weights in bytes")
+
+
 class Confidence(Part):
     temperature: float = Field(description="the logits were divided by it; it is inside the last layer of the file")
     fitted_images: int = Field(description="images on which temperature and threshold were fitted")
@@ -150,6 +156,9 @@ class Description(Part):
     precision: Literal["float32", "float16", "int8"]
     sha256: str = Field(description="SHA-256 of the exported file")
     size: int = Field(description="size of the exported file in bytes")
+    weights: Optional[Weights] = Field(
+        None, description="ncnn: the file of weights beside the exported file, with the ending .bin"
+    )
     input: Input
     output: Output
     classes: list[str] = Field(description="names, in the order of the outputs")
@@ -190,6 +199,7 @@ def describe(
         precision=options.precision,
         sha256=sha256(exported),
         size=Path(exported).stat().st_size,
+        weights=weights_of(exported) if options.format == "ncnn" else None,
         input=Input(
             name=graph_input.name,
             kind=options.input,
@@ -275,10 +285,10 @@ def read_description(exported: Union[str, Path]) -> Description:
         raise UserError(f"{path}: {key}: {problem['msg']}; expected a description that export.py wrote") from None
     except ValueError:
         raise UserError(f"{path}: is damaged (not JSON)") from None
-    if exported.suffix != f".{description.format}":
+    if exported.suffix != EXTENSIONS[description.format]:
         raise UserError(
             f"{path}: describes another file than {exported.name} (found format {description.format}, "
-            f"expected {exported.suffix[1:]})"
+            f"expected {format_of(exported)})"
         )
     checksum = sha256(exported)
     if checksum != description.sha256:
@@ -286,7 +296,36 @@ def read_description(exported: Union[str, Path]) -> Description:
             f"{exported}: checksum mismatch (found {checksum:.12}…, expected {description.sha256:.12}…): the file is "
             f"damaged, or {path.name} describes another file"
         )
+    if description.weights is not None:
+        weights = exported.with_suffix(".bin")
+        if not weights.is_file():
+            raise UserError(
+                f"{exported}: its weights {weights.name} are missing; export.py writes both into one folder"
+            )
+        if weights_of(exported) != description.weights:
+            raise UserError(
+                f"{weights}: checksum mismatch: the file is damaged, or belongs to another {exported.suffix} file"
+            )
     return description
+
+
+def size_of(exported: Union[str, Path]) -> int:
+    """Return the size of an exported file in bytes, together with its file of weights."""
+    files = [Path(exported)]
+    if files[0].suffix == EXTENSIONS["ncnn"]:
+        files.append(files[0].with_suffix(".bin"))
+    return sum(file.stat().st_size for file in files)
+
+
+def weights_of(exported: Union[str, Path]) -> Weights:
+    """Return the checksum and the size of the file of weights beside an exported file."""
+    path = Path(exported).with_suffix(".bin")
+    return Weights(sha256=sha256(path), size=path.stat().st_size)
+
+
+def format_of(path: Union[str, Path]) -> Optional[str]:
+    """Return the format that has a file's extension, or None."""
+    return next((name for name, extension in EXTENSIONS.items() if extension == Path(path).suffix), None)
 
 
 def sha256(path: Union[str, Path]) -> str:

@@ -13,16 +13,19 @@ from mindspore import nn, ops
 
 from src.data.loading import Loader
 from src.deploy.confidence import fit_confidence
-from src.deploy.description import Description, Split, describe, metadata_of, write_description
+from src.deploy.description import EXTENSIONS, Description, Split, describe, metadata_of, sha256, write_description
 from src.deploy.golden import make_golden, write_golden
 from src.deploy.graph.graph import Graph
 from src.deploy.graph.mindir import port_names, read_mindir, write_mindir
+from src.deploy.graph.ncnn_format import optimize_for_ncnn, write_ncnn
 from src.deploy.graph.onnx_format import write_onnx
 from src.deploy.graph.passes import fill_channels, halve_weights, optimize, pool_means, separate_padding
-from src.deploy.options import Options, check_images
+from src.deploy.options import ONNX_FORMATS, Options, check_images
 from src.deploy.quantize import OnnxQuantizer, quantize_within_limits, write_lite_calibration
 from src.deploy.runtimes.lite import Lite, find_lite, need_lite
 from src.deploy.verify import compare, expected_outputs, verify
+from src.deploy.web.ort_web import find_ort_web
+from src.deploy.web.page import write_page
 from src.errors import UserError
 from src.files import naming, publish
 from src.models.classifier import Classifier
@@ -56,6 +59,8 @@ def check_target(options: Options) -> None:
     device = ms.get_context("device_target")
     if options.format == "air" and device != "Ascend":
         raise UserError(f"--format air: needs another device (found {device}, expected Ascend)")
+    if options.format == "web":
+        find_ort_web(options.ort_web)
     if options.format == "ms":
         need_lite(options.lite_python)
     elif options.lite_python is not None:
@@ -93,7 +98,9 @@ def export(
     # The temporary folder is beside the output, so that one rename puts a verified file in its place.
     prefix = f".{output.stem}-"
     with naming(output, prefix), tempfile.TemporaryDirectory(dir=output.parent, prefix=prefix) as folder:
-        plain, written = Path(folder) / "plain.mindir", Path(folder) / f"model.{options.format}"
+        plain, written = Path(folder) / "plain.mindir", Path(folder) / f"model{EXTENSIONS[options.format]}"
+        # The network of a page is an ONNX file, which is verified before the page is made of it and its description.
+        network = written.with_suffix(".onnx") if options.format == "web" else written
         deployed = Deployed(classifier, options, temperature).set_train(False)
         ms.export(deployed, example, file_name=str(plain), file_format="MINDIR")
         graph = deployment_graph(plain, options)
@@ -101,25 +108,31 @@ def export(
             ms.export(deployed, example, file_name=str(written), file_format="AIR")
         else:
             metadata = metadata_of(checkpoint, config, options, confidence)
-            write(graph, plain, written, output, options, calibration, metadata)
+            write(graph, plain, network, output, options, calibration, metadata)
         seen = (loader, split, options, temperature)
         quantization = None
-        if options.precision == "int8" and options.format == "onnx":
-            quantizer = OnnxQuantizer(written.rename(written.with_name("float.onnx")), calibration)
+        if options.precision == "int8" and options.format in ONNX_FORMATS:
+            quantizer = OnnxQuantizer(network.rename(network.with_name("float.onnx")), calibration)
             verification, quantization = quantize_within_limits(
-                quantizer, written, options, lambda: verify(expected, classifier, written, *seen)
+                quantizer, network, options, lambda: verify(expected, classifier, network, *seen)
             )
-            other = written.with_name("other.onnx")
+            other = network.with_name("other.onnx")
             quantizer.write(other, not options.reduce_range, quantization.float_layers)
             check, *_ = compare(expected, classifier, other, *seen).runtimes
             quantization = quantization.model_copy(update={"top1_other_range": check.top1})
         else:
-            verification = verify(expected, classifier, written, *seen)
+            verification = verify(expected, classifier, network, *seen)
         ports = graph.input, graph.output
-        description = describe(checkpoint, config, written, *ports, options, verification, confidence, quantization)
+        description = describe(checkpoint, config, network, *ports, options, verification, confidence, quantization)
+        if options.format == "web":
+            write_page(description, network, written, output.stem, find_ort_web(options.ort_web))
+            size = written.stat().st_size
+            description = description.model_copy(update={"sha256": sha256(written), "size": size})
         sidecar = Path(folder) / "model.json"
         write_description(description, sidecar)
         names = {written: output, sidecar: Path(f"{output}.json")}
+        if description.weights is not None:
+            names[written.with_suffix(".bin")] = output.with_suffix(".bin")
         if golden_image is not None:
             names |= write_golden(golden_image, written, output)
         publish(names)
@@ -135,10 +148,13 @@ def deployment_graph(plain: Path, options: Options) -> Graph:
     if options.format == "air" or (options.format == "mindir" and options.mindir_version == 3):
         name_ports(graph, *port_names(plain))
         return graph
-    optimize(graph, options.dynamic_batch)
-    if options.precision == "int8" and options.format == "onnx":
+    if options.format == "ncnn":
+        optimize_for_ncnn(graph)
+    else:
+        optimize(graph, options.dynamic_batch)
+    if options.precision == "int8" and options.format in ONNX_FORMATS:
         fill_channels(graph, INT8_CHANNELS)
-    if options.precision == "float16" and options.format != "ms":
+    if options.precision == "float16" and options.format not in ("ms", "ncnn"):
         halve_weights(graph)
     name_ports(graph, options.input, "logits" if options.logits else "probabilities")
     return graph
@@ -166,10 +182,12 @@ def write(
     """Write the graph to `path` in the format of `options`.
 
     `plain` is the MindIR file that MindSpore exported. `output` is the final path of the file. An ONNX file holds
-    `metadata`.
+    `metadata`, also inside a page.
     """
-    if options.format == "onnx":
+    if options.format in ONNX_FORMATS:
         write_onnx(graph, path, metadata, options.dynamic_batch)
+    elif options.format == "ncnn":
+        write_ncnn(graph, path, half=options.precision == "float16")
     elif options.format == "ms" and options.precision == "int8":
         convert_int8(graph, path, output, options, calibration)
     elif options.format == "ms":

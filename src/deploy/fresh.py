@@ -10,6 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
+from src.deploy.description import EXTENSIONS
 from src.deploy.export import deployment_graph, write
 from src.deploy.options import Options
 from src.deploy.quantize import OnnxQuantizer
@@ -32,7 +33,7 @@ class Target(NamedTuple):
 
     def process(self) -> RuntimeProcess:
         """Start the process that runs the files."""
-        return process_for(f".{self.format}", self.lite_python)
+        return process_for(EXTENSIONS[self.format], self.lite_python)
 
 
 def target_of(runtime: str, precision: str, lite_python: Optional[str] = None) -> Target:
@@ -41,7 +42,7 @@ def target_of(runtime: str, precision: str, lite_python: Optional[str] = None) -
 
 
 # The runtimes that time exported files, and the format of their files.
-FILES = {"onnx": "onnx", "lite": "ms"}
+FILES = {"onnx": "onnx", "lite": "ms", "ncnn": "ncnn"}
 
 
 def fresh_file(name: str, make: Callable[[], nn.Cell], example: np.ndarray, target: Target) -> Path:
@@ -51,20 +52,25 @@ def fresh_file(name: str, make: Callable[[], nn.Cell], example: np.ndarray, targ
     """
     facts = [name, example.shape, target.format, target.precision, versions(), code_checksum()]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-    path = cache_folder() / "fresh" / f"{name.replace(' ', '_').replace(',', '')}-{key}.{target.format}"
+    extension = EXTENSIONS[target.format]
+    path = cache_folder() / "fresh" / f"{name.replace(' ', '_').replace(',', '')}-{key}{extension}"
     if path.exists():
         return path
     kind = "image" if example.dtype == np.uint8 else "tensor"
     precision = target.precision
     options = Options(target.format, kind, logits=True, precision=precision, lite_python=target.lite_python)
-    with replacing(make_parent(path), f".{target.format}") as partial, tempfile.TemporaryDirectory() as folder:
-        plain, written = Path(folder) / "plain.mindir", Path(folder) / f"float.{target.format}"
+    with replacing(make_parent(path), extension) as partial, tempfile.TemporaryDirectory() as folder:
+        plain, written = Path(folder) / "plain.mindir", Path(folder) / f"float{extension}"
         ms.export(make().set_train(False), ms.Tensor(example), file_name=str(plain), file_format="MINDIR")
         write(deployment_graph(plain, options), plain, written, path, options, (), {})
         if precision == "int8":
             generator = np.random.default_rng(0)
             inputs = (generator.random((CALIBRATION, *example.shape)) * 255).astype(example.dtype)
             OnnxQuantizer(written, inputs).write(written, reduce_range=False, keep_float=())
+        if target.format == "ncnn":
+            # The weights first: where the cache has the .param file, it also has the weights.
+            with replacing(path.with_suffix(".bin")) as weights:
+                weights.write_bytes(written.with_suffix(".bin").read_bytes())
         partial.write_bytes(written.read_bytes())
     return path
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Optional, Union
 
 from src.arguments import whole
-from src.deploy.description import FORMATS
+from src.deploy.description import EXTENSIONS, format_of
 from src.errors import UserError
 from src.outputs import Output
 
 DYNAMIC = "dynamic"  # a value of --batch
 DYNAMIC_BATCH = 8  # images of a batch when a file with a dynamic batch size is verified
 INPUTS = ("image", "tensor")
+ONNX_FORMATS = ("onnx", "web")  # the network of a page is an ONNX file
 PRECISIONS = ("float32", "float16", "int8")
 DEFAULTS = {
     "calibration": 256,
@@ -47,6 +48,7 @@ class Options:
     calibrate: bool = True  # fit a temperature if the file outputs probabilities
     keep_right: float = 95.0  # percent of the right answers that the threshold keeps
     reduce_range: bool = False  # int8: weights with 7 bits
+    ort_web: Optional[str] = None  # folder with the files of onnxruntime-web
 
 
 def options_of(args: Namespace) -> Options:
@@ -54,10 +56,10 @@ def options_of(args: Namespace) -> Options:
 
     An invalid value is a `UserError`, and so is an option that would have no effect.
     """
-    extension = Path(args.output).suffix.lstrip(".")
-    kind = args.format or (extension if extension in FORMATS else None)
-    if extension != kind:
-        raise UserError(f"--output {args.output}: must end with .{kind or ', .'.join(FORMATS)}")
+    kind = args.format or format_of(args.output)
+    if kind is None or Path(args.output).suffix != EXTENSIONS[kind]:
+        expected = EXTENSIONS[kind] if kind else ", ".join(EXTENSIONS.values())
+        raise UserError(f"--output {args.output}: must end with {expected}")
     for override in args.overrides:
         if override.startswith("runtime.kernels="):
             raise UserError(
@@ -66,9 +68,6 @@ def options_of(args: Namespace) -> Options:
     calibrate = not (args.logits or args.no_calibrate)
     if args.logits and args.no_calibrate:
         raise UserError("--no-calibrate: is not used with --logits, which is never calibrated; leave it out")
-    dynamic = args.batch == DYNAMIC
-    if dynamic and kind != "onnx":
-        raise UserError(f"--batch {DYNAMIC}: is supported with --format onnx only (found {kind}); give a number")
     version_3 = kind == "mindir" and args.mindir_version == 3
     used = {
         "calibration": args.precision == "int8",
@@ -77,8 +76,9 @@ def options_of(args: Namespace) -> Options:
         "min_images": args.precision == "int8",
         "mindir_version": kind == "mindir",
         "keep_right": calibrate,
-        "reduce_range": args.precision == "int8" and kind == "onnx",
+        "reduce_range": args.precision == "int8" and kind in ONNX_FORMATS,
         "lite_python": kind == "ms" or (kind == "mindir" and not version_3),
+        "ort_web": kind == "web",
     }
     for name, is_used in used.items():
         value = getattr(args, name)
@@ -93,8 +93,22 @@ def options_of(args: Namespace) -> Options:
     if args.precision != "float32" and (version_3 or kind == "air"):
         kind = "mindir --mindir-version 3" if version_3 else kind
         raise UserError(f"--format {kind} does not support --precision {args.precision}")
-    if args.precision == "int8" and kind == "mindir":
-        raise UserError("--format mindir does not support --precision int8; use --format onnx or ms")
+    if args.precision == "int8" and kind in ("mindir", "ncnn"):
+        raise UserError(f"--format {kind} does not support --precision int8; use --format onnx or ms")
+    if kind == "ncnn" and args.batch != 1:
+        raise UserError(f"--batch {args.batch}: is not used with --format ncnn, which has no batches; leave it out")
+    if kind == "web":
+        fixed = {
+            "--input tensor": args.input != "image",
+            "--logits": args.logits,
+            f"--batch {args.batch}": args.batch != 1,
+        }
+        for option, given in fixed.items():
+            if given:
+                raise UserError(f"{option}: is not used with --format web, whose page takes photos; leave it out")
+    dynamic = args.batch == DYNAMIC
+    if dynamic and kind != "onnx":
+        raise UserError(f"--batch {DYNAMIC}: is supported with --format onnx only (found {kind}); give a number")
     if args.precision == "int8":
         check_images(args.verify, args.min_images)
     return Options(
@@ -112,6 +126,7 @@ def options_of(args: Namespace) -> Options:
         calibrate=calibrate,
         keep_right=args.keep_right,
         reduce_range=args.reduce_range,
+        ort_web=args.ort_web,
     )
 
 
@@ -123,6 +138,8 @@ def outputs_of(args: Namespace) -> list[Output]:
     outputs = [Output("--output", f"{args.output}{ending}") for ending in endings]
     if args.precision == "int8" and Path(args.output).suffix == ".ms":
         outputs.append(Output("--output", f"{args.output}.int8", is_folder=True))
+    if (args.format or format_of(args.output)) == "ncnn":
+        outputs.append(Output("--output", Path(args.output).with_suffix(".bin")))
     return outputs
 
 

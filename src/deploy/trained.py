@@ -9,7 +9,7 @@ import mindspore as ms
 import numpy as np
 
 from src.config.schema import Config
-from src.deploy.description import FORMATS, read_description
+from src.deploy.description import format_of, read_description
 from src.deploy.runtimes.runtimes import open_runtime
 from src.errors import UserError
 from src.evaluation.evaluate import make_eval_step
@@ -46,7 +46,7 @@ def open_trained(path: Union[str, Path], overrides: Sequence[str], lite_python: 
     Raise a `UserError` if the file, its description or the runtime is missing or damaged, or an override is not
     allowed.
     """
-    if Path(path).suffix.lstrip(".") in FORMATS:
+    if format_of(path) is not None:
         return open_exported(path, overrides, lite_python)
     if lite_python is not None:
         raise UserError(f"--lite-python {lite_python}: is used with .ms files only (found {path}); leave it out")

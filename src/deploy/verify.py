@@ -13,7 +13,7 @@ from src.deploy.description import RuntimeCheck, Split, Verification
 from src.deploy.options import Options, check_images
 from src.deploy.runtimes.lite import find_lite, need_lite
 from src.deploy.runtimes.openvino import DEFAULT_PRECISION, openvino_runtimes
-from src.deploy.runtimes.runtimes import MindSporeRuntime, OnnxRuntime, Runtime, lite_runtime
+from src.deploy.runtimes.runtimes import MindSporeRuntime, OnnxRuntime, Runtime, lite_runtime, ncnn_runtime
 from src.deploy.trained import SMALLEST_PROBABILITY
 from src.errors import UserError
 from src.evaluation.evaluate import log_softmax, make_eval_step, predict
@@ -33,6 +33,10 @@ def runtimes(path: Path, options: Options) -> list[Runtime]:
         return []  # only Ascend's own tools load it
     if options.format == "onnx":
         return [OnnxRuntime(path), *openvino_runtimes(path)]
+    if options.format == "web":
+        return [OnnxRuntime(path)]
+    if options.format == "ncnn":
+        return [ncnn_runtime(path)]
     if options.format == "ms":
         return [lite_runtime(path, need_lite(options.lite_python))]
     python = find_lite(options.lite_python)

@@ -3,37 +3,35 @@
 The golden image is a real photograph of 1600 x 1067 pixels that EXIF turns.
 """
 
+import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import mindspore as ms
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
-from sklearn.datasets import load_sample_images
 
-from src.config.load import make_config
 from src.data.datasets import load_samples
 from src.data.loading import eval_loader
-from src.deploy.description import Description
+from src.deploy.description import Description, format_of
 from src.deploy.export import export
 from src.deploy.golden import Golden
 from src.deploy.options import Options
 from src.deploy.runtimes.lite import find_lite
 from src.errors import UserError
-from src.models import create_model
-from src.weights.checkpoint import Checkpoint, OpenCheckpoint
 from tests.conftest import ROOT
+from tests.deploy.conftest import PHOTO_CLASSES, PHOTO_SIZE
 
 pytestmark = pytest.mark.slow
 EXAMPLES = ROOT / "examples"
 LITE = find_lite()
-CLASSES = ['a [x] "b" café', "flower"]
-SIZE = 72
-ORIENTATION = 0x0112  # EXIF tag
+HAS_NCNN = importlib.util.find_spec("ncnn") is not None
+NCNN_CPP = os.environ.get("NCNN")  # the folder where ncnn's headers and libraries are installed
+CLASSES, SIZE = PHOTO_CLASSES, PHOTO_SIZE
 
 
 def build(*arguments):
@@ -47,56 +45,17 @@ def build(*arguments):
 
 
 @pytest.fixture(scope="module")
-def photo(tmp_path_factory):
-    """Return a function that writes the photograph with an EXIF orientation, as JPEG or PNG, and returns its path."""
-    folder = tmp_path_factory.mktemp("photo")
-    image = Image.fromarray(load_sample_images().images[0]).resize((1600, 1067), Image.Resampling.BICUBIC)
-
-    def write(orientation, suffix=".jpg"):
-        exif = Image.Exif()
-        exif[ORIENTATION] = orientation
-        path = folder / f"{orientation}{suffix}"
-        image.save(path, exif=exif, quality=92, compress_level=1)
-        return path
-
-    return write
-
-
-@pytest.fixture(scope="module")
-def opened(tmp_path_factory):
-    """A small network with random weights, for RGB images of SIZE pixels, and its folder of images to verify on."""
-    root = tmp_path_factory.mktemp("images")
-    for name, image in zip(CLASSES, load_sample_images().images):
-        (root / "val" / name).mkdir(parents=True)
-        for i in range(3):
-            Image.fromarray(image[100 * i : 100 * i + 150, :150]).save(root / "val" / name / f"{i}.jpg")
-    settings = {
-        "model": {"name": "mobilenet_v1", "width": 0.25},
-        "data": {"name": "image_folder", "root": str(root), "image_size": SIZE},
-        "runtime": {"mode": "pynative", "kernels": "stock"},
-    }
-    config = make_config(settings, source="test")
-    ms.set_seed(1)
-    classifier = create_model(config.model, config.data, len(CLASSES)).set_train(False)
-    # Random weights give nearly equal probabilities; larger weights in the last layer make them differ by about 0.4.
-    logits = classifier(ms.Tensor(load_sample_images().images[0][None, :SIZE, :SIZE])).asnumpy()[0]
-    weight = classifier.head.weight
-    weight.set_data(weight * (0.8 / abs(float(logits[0] - logits[1]))))
-    path = root / "net.ckpt"
-    path.write_bytes(b"random weights")
-    return OpenCheckpoint(Checkpoint(path, config, CLASSES, 1, None, {}, {}, {}, {}, None), config, classifier)
-
-
-@pytest.fixture(scope="module")
 def exported(opened, photo, tmp_path_factory):
     """Export as ONNX, as ONNX for batches of tensors and, with Lite, as .ms, each with a golden image: {name: path}."""
     folder = tmp_path_factory.mktemp("exported")
     wanted = {"net.onnx": {}, "tensor.onnx": {"input": "tensor", "logits": True, "batch": 2}}
     if LITE:
         wanted["net.ms"] = {}
+    if HAS_NCNN:
+        wanted |= {"net.param": {}, "tensor.param": {"input": "tensor", "logits": True}}
     samples = load_samples(opened.config.data, "val", CLASSES)
     for name, options in wanted.items():
-        options = Options(format=name.rpartition(".")[2], **options)
+        options = Options(format=format_of(name), **options)
         loader = eval_loader(opened.config, samples, batch_size=options.batch)
         export(opened, loader, "val", folder / name, options, golden=photo(6))
     return {name: folder / name for name in wanted}
@@ -188,7 +147,7 @@ def with_pillow(file, path):
     """Return the pixels that the Python example finds; `test_python_example` compares them with the evaluation's."""
     sys.path.insert(0, str(EXAMPLES / "onnx_python"))
     try:
-        from classify import preprocess
+        from preprocess import preprocess
     finally:
         sys.path.pop(0)
     return preprocess(file, json.loads(Path(f"{path}.json").read_text(encoding="utf-8")))
@@ -216,6 +175,22 @@ def test_cpp_example(exported, tmp_path):
     done = subprocess.run([tmp_path / "classify", path, image], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     check_table(done.stdout, probabilities)
+
+
+@pytest.mark.skipif(not HAS_NCNN, reason="ncnn is not installed: run pip install ncnn")
+@pytest.mark.parametrize("name", ["net.param", "tensor.param"])
+def test_ncnn_examples(exported, tmp_path, name):
+    path = exported[name]
+    image, _, probabilities = golden_of(path)
+    programs = [[sys.executable, EXAMPLES / "ncnn_python" / "classify.py"]]
+    if NCNN_CPP:
+        command = [EXAMPLES / "ncnn_cpp" / "build.sh", NCNN_CPP, tmp_path / "classify"]
+        subprocess.run(command, check=True)
+        programs.append([tmp_path / "classify"])
+    for program in programs:
+        done = subprocess.run([*program, path, image], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        check_table(done.stdout, probabilities)
 
 
 def test_a_missing_library_is_one_line(tmp_path):

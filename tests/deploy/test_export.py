@@ -22,73 +22,19 @@ from sklearn.metrics import log_loss
 from src.data.datasets import load_samples
 from src.data.loading import eval_loader
 from src.deploy.description import Description, RuntimeCheck, Verification, read_description
-from src.deploy.export import check_target, export
+from src.deploy.export import check_target
 from src.deploy.options import Options
-from src.deploy.quantize import full_batches
-from src.deploy.runtimes.lite import Lite, find_lite
+from src.deploy.runtimes.lite import Lite
+from src.deploy.runtimes.runtimes import open_runtime
 from src.deploy.trained import open_trained
 from src.deploy.verify import Expected, LossError, check_limits, verify
 from src.errors import UserError
 from src.evaluation.evaluate import predict, softmax, summarize
-from src.weights.checkpoint import OpenCheckpoint, adapt_config, load_checkpoint, restore
 from tests.conftest import ROOT
+from tests.deploy.conftest import KINDS, LITE
 
 pytestmark = pytest.mark.slow
-LITE = find_lite()
 needs_lite = pytest.mark.skipif(LITE is None, reason="MindSpore Lite is not installed: run tools/setup_lite.sh")
-
-
-@dataclasses.dataclass
-class Case:
-    """The quickstart's checkpoint with 20 of its test images."""
-
-    source: Path
-    checkpoint: object
-    classifier: object
-    samples: object
-    images: np.ndarray  # uint8 (20, 16, 16, 1), the input of the network
-    logits: np.ndarray  # the checkpoint's outputs for these images
-
-    def loader(self, batch=1):
-        return eval_loader(self.checkpoint.config, self.samples, batch_size=batch)
-
-    def export(self, output, **options):
-        options = Options(format=output.suffix[1:], **options)
-        calibration = ()
-        if options.precision == "int8":
-            calibration = full_batches(self.loader(options.batch), self.classifier, options.input)
-        loader = self.loader(options.batch)
-        opened = OpenCheckpoint(self.checkpoint, self.checkpoint.config, self.classifier)
-        return export(opened, loader, "test", output, options, calibration)
-
-    def batches(self, batch=1):
-        """Yield (images, the checkpoint's logits); a smaller last batch is left out."""
-        for i in range(0, len(self.images) - batch + 1, batch):
-            yield self.images[i : i + batch], self.logits[i : i + batch]
-
-
-@pytest.fixture(scope="module")
-def case(quickstart):
-    _, folder, _ = quickstart
-    source = folder / "best.ckpt"
-    checkpoint = load_checkpoint(source)
-    # PyNative mode, because compiling takes longer than running 20 images.
-    config = adapt_config(checkpoint.config, ["runtime.mode=pynative"])
-    samples = load_samples(config.data, "test", checkpoint.classes).take(np.arange(0, 360, 18))
-    classifier = restore(checkpoint)
-    ((images, _),) = eval_loader(config, samples, batch_size=len(samples)).epoch()
-    logits = classifier(ms.Tensor(images)).asnumpy()
-    return Case(source, dataclasses.replace(checkpoint, config=config), classifier, samples, images, logits)
-
-
-@pytest.fixture(scope="module")
-def exported(case, tmp_path_factory):
-    """Export to each format with default options: {extension: path}."""
-    folder = tmp_path_factory.mktemp("exported")
-    paths = {kind: folder / f"net.{kind}" for kind in ("mindir", "onnx", "ms") if kind != "ms" or LITE}
-    for path in paths.values():
-        case.export(path)
-    return paths
 
 
 def run_onnx(path, images):
@@ -128,6 +74,38 @@ def test_lite_gives_the_checkpoints_probabilities_for_ms_and_mindir(case, export
                 lite.run(images[:, :8])
     checked = [check.runtime for check in read_description(exported["mindir"]).verification.runtimes]
     assert checked == ["MindSpore", "MindSpore Lite"]
+
+
+@pytest.mark.skipif("ncnn" not in KINDS, reason="ncnn is not installed: run pip install ncnn")
+def test_ncnn_gives_the_checkpoints_logits_for_pixels_and_tensors(case, tmp_path):
+    import ncnn
+
+    data = case.checkpoint.config.data
+    for precision, tolerance in (("float32", 1e-4), ("float16", 0.02)):
+        path = tmp_path / f"{precision}.param"
+        description = case.export(path, input="tensor", logits=True, precision=precision)
+        assert description.weights.size == path.with_suffix(".bin").stat().st_size
+        net = ncnn.Net()
+        net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
+        assert (net.load_param(str(path)), net.load_model(str(path.with_suffix(".bin")))) == (0, 0)
+        for images, logits in case.batches():
+            # ncnn's own steps from pixels to a tensor.
+            mat = ncnn.Mat.from_pixels(images[0], ncnn.Mat.PixelType.PIXEL_GRAY, 16, 16)
+            mat.substract_mean_normalize(
+                [255 * value for value in data.mean], [1 / (255 * value) for value in data.std]
+            )
+            extractor = net.create_extractor()
+            extractor.input("tensor", mat)
+            np.testing.assert_allclose(np.array(extractor.extract("logits")[1]), logits[0], atol=tolerance)
+    sizes = [(tmp_path / f"{precision}.bin").stat().st_size for precision in ("float16", "float32")]
+    assert sizes[0] / sizes[1] == pytest.approx(0.5, abs=0.03)
+    weights = tmp_path / "float32.bin"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    with pytest.raises(UserError, match=r"float32\.bin: checksum mismatch: the file is damaged"):
+        read_description(tmp_path / "float32.param")
+    weights.unlink()
+    with pytest.raises(UserError, match=r"float32\.param: its weights float32\.bin are missing"):
+        read_description(tmp_path / "float32.param")
 
 
 def test_descriptions_match_the_files(case, exported):
@@ -241,6 +219,19 @@ def test_probabilities_are_calibrated_inside_the_file(case, tmp_path):
     right, sure = tested.argmax(1) == labels[1::2], tested.max(1) >= found.threshold
     assert found.tested_kept_right == pytest.approx(sure[right].mean())
     assert abs(found.temperature - 1) > 0.01
+
+
+@pytest.mark.skipif("ncnn" not in KINDS, reason="ncnn is not installed: run pip install ncnn")
+def test_ncnn_files_are_calibrated_without_another_layer(case, tmp_path):
+    everything = load_samples(case.checkpoint.config.data, "test", case.checkpoint.classes).take(np.arange(200))
+    found = dataclasses.replace(case, samples=everything).export(tmp_path / "net.param").confidence
+    case.export(tmp_path / "plain.param", calibrate=False)
+    runtime = open_runtime(tmp_path / "net.param")
+    probabilities = np.concatenate([runtime.run(images) for images, _ in case.batches()])
+    runtime.close()
+    np.testing.assert_allclose(probabilities, softmax(case.logits / found.temperature), atol=1e-5)
+    layers = [[line.split()[0] for line in (tmp_path / name).open()] for name in ("net.param", "plain.param")]
+    assert layers[0] == layers[1]
 
 
 def test_onnx_files_take_any_number_of_images_and_describe_themselves(case, tmp_path):
@@ -399,6 +390,7 @@ def test_latency_of_all_runtimes(exported, command, tmp_path):
         (".mindir", "MindSpore Lite"),
         (".onnx", "ONNX Runtime"),
         (".ms", "MindSpore Lite"),
+        *([(".param", "ncnn")] if "ncnn" in KINDS else []),
     ]
     for row in rows:
         assert 0 < row["low_ms"] <= row["median_ms"] <= row["high_ms"]

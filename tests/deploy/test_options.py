@@ -35,6 +35,16 @@ def options(monkeypatch, *arguments):
         (["--logits", "--no-calibrate"], "--no-calibrate: is not used with --logits"),
         (["--max-drop", "0"], "--max-drop 0.0: is not used with"),
         (["--batch", "257"], r"--batch: must be a whole number from 1 to 256 \(found 257\)"),
+        (["--ort-web", "dist"], "--ort-web dist: is not used with --format onnx --precision float32; leave it out"),
+        (["--output", "net.html", "--batch", "2"], "--batch 2: is not used with --format web, whose page takes photos"),
+        (["--output", "net.html", "--logits"], "--logits: is not used with --format web"),
+        (["--output", "net.html", "--format", "onnx"], "--output net.html: must end with .onnx"),
+        (["--output", "net.param", "--batch", "2"], "--batch 2: is not used with --format ncnn, which has no batches"),
+        (["--output", "net.param", *INT8], "--format ncnn does not support --precision int8; use --format onnx or ms"),
+        (["--output", "net.web"], "--output net.web: must end with .mindir, .onnx, .ms, .air, .param, .html"),
+        (["--output", "net.html", "--batch", "dynamic"], "--batch dynamic: is not used with --format web, whose page"),
+        (["--output", "net.param", "--batch", "dynamic"], "--batch dynamic: is not used with --format ncnn, which has"),
+        (["--output", "net.ms", "--batch", "dynamic"], "--batch dynamic: is supported with --format onnx only"),
     ],
 )
 def test_limits_that_cannot_be(monkeypatch, arguments, message):

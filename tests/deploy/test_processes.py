@@ -1,5 +1,7 @@
 """The processes of the runtimes: what they import, their memory, and what happens when they hang or crash."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +13,7 @@ from src.deploy.quantize import write_lite_calibration
 from src.deploy.runtimes.lite import Lite
 from src.deploy.runtimes.process import RuntimeProcess
 from src.errors import UserError
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -60,3 +63,15 @@ def test_the_calibration_of_lite_can_be_moved_to_another_machine(tmp_path, monke
     assert "calibrate_path=image:images\n" in written
     assert settings["data_preprocess_param"]["calibrate_path"] == f"image:{folder / 'images'}"
     assert len(list((folder / "images").iterdir())) == 3
+
+
+def test_lite_is_not_installed_on_a_system_without_a_wheel(tmp_path):
+    """pip would install the wheel for ARM there, because it is tagged for any system."""
+    (tmp_path / "uname").write_text("#!/bin/sh\necho Darwin arm64\n")
+    (tmp_path / "uname").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run([ROOT / "tools" / "setup_lite.sh"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 2
+    problem = "has no wheel for this system (found Darwin arm64, expected Linux on x86_64 or aarch64)"
+    assert done.stderr == f"error: MindSpore Lite 2.0.0 {problem}\n"
+    assert not (tmp_path / "cache").exists()

@@ -99,8 +99,9 @@ def test_all_programs_have_the_same_cache_folder(monkeypatch, tmp_path, named, e
     monkeypatch.chdir(tmp_path)
     folder = Path(expected).expanduser() / "pocketspore"
     assert cache_folder() == folder
-    command = [str(ROOT / "tools" / "setup_lite.sh"), "--folder"]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"{folder / 'lite'}\n"
+    for script, name in (("setup_lite.sh", "lite"), ("setup_arm.sh", "arm64")):
+        command = [str(ROOT / "tools" / script), "--folder"]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"{folder / name}\n"
     assert os.listdir() == []
 
 

@@ -1,5 +1,6 @@
 """The runtimes that execute exported files, all with the same method: `run(array) -> array`."""
 
+import sys
 from pathlib import Path
 from typing import Optional, Protocol, Union
 
@@ -8,6 +9,8 @@ import numpy as np
 from mindspore import nn
 
 from src.deploy.runtimes.lite import Lite, need_lite
+from src.deploy.runtimes.process import RuntimeProcess
+from src.deploy.web.page import read_network
 from src.errors import UserError
 
 
@@ -42,7 +45,7 @@ class MindSporeRuntime:
 
 
 class OnnxRuntime:
-    """ONNX Runtime on the CPU."""
+    """ONNX Runtime on the CPU, for ONNX files and for the networks of pages."""
 
     name = "ONNX Runtime"
 
@@ -53,7 +56,8 @@ class OnnxRuntime:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         try:
-            self.session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+            model = read_network(path) if str(path).endswith(".html") else str(path)
+            self.session = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
         except Exception as error:  # its exceptions have no common base class
             raise UserError(f"{path}: ONNX Runtime cannot load it: {error}") from None
 
@@ -73,10 +77,19 @@ def lite_runtime(path: Union[str, Path], python: str) -> Lite:
     return lite
 
 
+def ncnn_runtime(path: Union[str, Path]) -> RuntimeProcess:
+    """Return a process with ncnn that has loaded the .param file at `path` and its weights."""
+    ncnn = RuntimeProcess("ncnn", "ncnn", sys.executable)
+    ncnn.load(path)
+    return ncnn
+
+
 def open_runtime(path: Union[str, Path], lite_python: Optional[str] = None) -> Runtime:
     """Return the runtime for an exported file, chosen by the file extension."""
-    if str(path).endswith(".onnx"):
+    if str(path).endswith((".onnx", ".html")):
         return OnnxRuntime(path)
     if str(path).endswith(".ms"):
         return lite_runtime(path, need_lite(lite_python))
+    if str(path).endswith(".param"):
+        return ncnn_runtime(path)
     return MindSporeRuntime(path)

@@ -7,6 +7,7 @@ from typing import Any, Optional, Union
 
 import numpy as np
 
+from src.deploy.description import size_of
 from src.deploy.runtimes.lite import Lite
 from src.deploy.runtimes.process import RuntimeProcess
 
@@ -17,7 +18,7 @@ def runners_for(path: Union[str, Path], lite_python: Optional[str]) -> list[Runt
     """Return a process for each runtime that the file at `path` runs on; no process has loaded it yet."""
     extension = Path(path).suffix
     runners: list[RuntimeProcess] = []
-    if extension in (".mindir", ".onnx"):
+    if extension in (".mindir", ".onnx", ".param"):
         runners.append(process_for(extension, None))
     if extension in (".ms", ".mindir") and lite_python is not None:
         runners.append(Lite(lite_python))
@@ -30,6 +31,8 @@ def process_for(extension: str, lite_python: Optional[str]) -> RuntimeProcess:
         return Lite(lite_python)
     if extension == ".onnx":
         return RuntimeProcess("ONNX Runtime", "onnxruntime", sys.executable)
+    if extension == ".param":
+        return RuntimeProcess("ncnn", "ncnn", sys.executable)
     return RuntimeProcess("MindSpore", "mindspore", sys.executable)
 
 
@@ -64,8 +67,8 @@ def measure(
     times: list[list[list[float]]] = [[] for _ in jobs]  # milliseconds, by job, round and run
     for path, runner, array in jobs:
         load_ms = runner.load(path, threads) * 1000
-        size = Path(path).stat().st_size
-        row = {"path": str(path), "runtime": runner.name, "version": runner.version, "load_ms": load_ms, "size": size}
+        row = {"path": str(path), "runtime": runner.name, "version": runner.version, "load_ms": load_ms}
+        row["size"] = size_of(path)
         rows.append(row)
         runner.time(array, RUNS_PER_TURN)  # not counted: the first runs may still load or compile
     for _ in range(rounds):

@@ -143,7 +143,56 @@ class OnnxSession:
         return output
 
 
-SESSIONS = {"mindspore_lite": LiteSession, "mindspore": MindSporeSession, "onnxruntime": OnnxSession}
+class NcnnSession:
+    """ncnn on the CPU, with float32 arithmetic: its default may be float16 or bfloat16, which are faster on ARM."""
+
+    def __init__(self) -> None:
+        import ncnn
+
+        self.ncnn, self.version = ncnn, ncnn.__version__
+
+    def load(self, path: str, threads: int) -> None:
+        """Load a .param file and the .bin file beside it; with `threads` 0, ncnn chooses the number of threads."""
+        self.net = self.ncnn.Net()
+        for name in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
+            setattr(self.net.opt, name, False)
+        if threads:
+            self.net.opt.num_threads = threads
+        weights = os.path.splitext(path)[0] + ".bin"
+        for load, file in ((self.net.load_param, path), (self.net.load_model, weights)):
+            if load(file) != 0:
+                raise RuntimeError(f"{file}: ncnn cannot load it")
+
+    def prepare(self, array: np.ndarray) -> None:
+        """Fill the input: pixels uint8 (1, H, W, C) or a tensor float32 (1, C, H, W)."""
+        mat = self.ncnn.Mat
+        if array.dtype == np.uint8:
+            _, height, width, channels = array.shape
+            kind = mat.PixelType.PIXEL_RGB if channels == 3 else mat.PixelType.PIXEL_GRAY
+            self.input = mat.from_pixels(np.ascontiguousarray(array[0]), kind, width, height)
+        else:
+            self.input = mat(np.ascontiguousarray(array[0])).clone()
+
+    def predict(self) -> Any:
+        """Run the network on its input."""
+        extractor = self.net.create_extractor()
+        extractor.input(self.net.input_names()[0], self.input)
+        code, output = extractor.extract(self.net.output_names()[0])
+        if code != 0:
+            raise RuntimeError(f"ncnn cannot run the network (error {code})")
+        return output
+
+    def array_of(self, output: Any) -> np.ndarray:
+        """Return the array of `predict`'s result, with an axis for the batch."""
+        return np.array(output)[None]
+
+
+SESSIONS = {
+    "mindspore_lite": LiteSession,
+    "mindspore": MindSporeSession,
+    "onnxruntime": OnnxSession,
+    "ncnn": NcnnSession,
+}
 
 
 def run(session: Any, array: np.ndarray, repeats: int) -> tuple[dict[str, Any], np.ndarray]:

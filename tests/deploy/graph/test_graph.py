@@ -1,5 +1,8 @@
 """Read, rewrite and write graphs, and compare the outputs of the written files with MindSpore's Cells."""
 
+import importlib.util
+import sys
+
 import mindspore as ms
 import numpy as np
 import onnxruntime
@@ -7,8 +10,10 @@ import pytest
 from mindspore import nn, ops
 
 from src.deploy.graph.mindir import read_mindir, read_proto, write_mindir
+from src.deploy.graph.ncnn_format import optimize_for_ncnn, write_ncnn
 from src.deploy.graph.onnx_format import write_onnx
 from src.deploy.graph.passes import fill_channels, halve_weights, optimize, pool_means, separate_padding
+from src.deploy.runtimes.process import RuntimeProcess
 from src.errors import UserError
 from src.models.ghostnet import GhostModule
 from src.models.layers import ConvNormAct, InvertedResidual, pad_same
@@ -125,6 +130,41 @@ def test_onnx_computes_the_same(block, tmp_path, optimized):
         assert_close(found, np.concatenate([expected, expected, expected[:1]]))
 
 
+@pytest.fixture(scope="module")
+def ncnn():
+    """A process with ncnn."""
+    if importlib.util.find_spec("ncnn") is None:
+        pytest.skip("ncnn is not installed: run pip install ncnn")
+    with RuntimeProcess("ncnn", "ncnn", sys.executable) as process:
+        yield process
+
+
+def test_ncnn_computes_the_same(block, ncnn, tmp_path):
+    plain, x, expected = block
+    graph = read_mindir(plain)
+    optimize_for_ncnn(graph)
+    for half, tolerance in ((False, 2e-6), (True, 3e-3)):
+        write_ncnn(graph, tmp_path / "net.param", half)
+        ncnn.load(tmp_path / "net.param")
+        # ncnn knows no batches.
+        assert_close(np.concatenate([ncnn.run(image) for image in np.split(x, len(x))]), expected, tolerance)
+
+
+def test_ncnn_gets_its_own_layers(block, tmp_path):
+    """Each blob has one layer that takes it, and channel shuffles and activations need no layers of their own."""
+    graph = read_mindir(block[0])
+    optimize_for_ncnn(graph)
+    write_ncnn(graph, tmp_path / "net.param")
+    magic, counts, *lines = (tmp_path / "net.param").read_text().splitlines()
+    layers = [line.split() for line in lines]
+    assert magic == "7767517"
+    assert counts.split() == [str(len(layers)), str(sum(int(layer[3]) for layer in layers))]
+    taken = [name for layer in layers for name in layer[4 : 4 + int(layer[2])]]
+    assert len(set(taken)) == len(taken)
+    kinds = [layer[0] for layer in layers]
+    assert not {"Reshape", "Permute", "BatchNorm"} & set(kinds)
+
+
 def test_passes_replace_all_slow_operators(block):
     graph = read_mindir(block[0])
     optimize(graph)
@@ -168,6 +208,8 @@ def test_unsupported_operator_is_named(tmp_path):
     ms.export(Erf(), ms.Tensor(np.zeros(3, np.float32)), file_name=str(path), file_format="MINDIR")
     with pytest.raises(UserError, match="--format onnx: operator Erf is not supported"):
         write_onnx(read_mindir(path), tmp_path / "erf.onnx")
+    with pytest.raises(UserError, match="--format ncnn: operator Erf is not supported"):
+        write_ncnn(read_mindir(path), tmp_path / "erf.param")
 
 
 def test_operators_that_compute_in_place_or_with_numbers(tmp_path):
