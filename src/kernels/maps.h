@@ -12,6 +12,8 @@
 
 namespace {
 
+constexpr int64_t kPooled = 8;  // planes of a task of max pooling, which share a border
+
 // The maxima of the 3x3 windows of row `y` of the outputs, from column `x` on. NaN counts as the largest number, as for
 // MindSpore's operator.
 inline Vec maxima(const Padded &layout, const float *in, int64_t y, int64_t x) {

@@ -236,11 +236,14 @@ OPERATOR(max_pool_forward, NoSettings, "NCHW -> NChw") {
   const int64_t size = shapes[0][2] * shapes[0][3], height = shapes[1][2], width = shapes[1][3];
   if (!arguments.has_shape(1, {shapes[0][0], shapes[0][1], (shapes[0][2] + 1) / 2, (shapes[0][3] + 1) / 2}))
     return kMismatch;
-  parallel(shapes[0][0] * shapes[0][1], [&](int64_t i) {
+  const int64_t planes = shapes[0][0] * shapes[0][1];
+  parallel((planes + kPooled - 1) / kPooled, [&](int64_t task) {
     float *padded = scratch(kInputSlot, layout.size());
     std::fill(padded, padded + layout.size(), -std::numeric_limits<float>::infinity());
-    layout.copy_in(padded, x + i * size);
-    max_plane(layout, padded, y + i * height * width, height, width);
+    for (int64_t i = task * kPooled; i < std::min(planes, (task + 1) * kPooled); i++) {
+      layout.copy_in(padded, x + i * size);
+      max_plane(layout, padded, y + i * height * width, height, width);
+    }
   });
   return 0;
 }
@@ -253,13 +256,16 @@ OPERATOR(max_pool_backward, NoSettings, "NCHW NChw -> NCHW") {
   const int64_t size = shapes[0][2] * shapes[0][3], height = shapes[1][2], width = shapes[1][3];
   if (!arguments.has_shape(1, {shapes[0][0], shapes[0][1], (shapes[0][2] + 1) / 2, (shapes[0][3] + 1) / 2}))
     return kMismatch;
-  parallel(shapes[0][0] * shapes[0][1], [&](int64_t i) {
+  const int64_t planes = shapes[0][0] * shapes[0][1];
+  parallel((planes + kPooled - 1) / kPooled, [&](int64_t task) {
     float *padded = scratch(kInputSlot, layout.size()), *gradient = scratch(kOutputSlot, layout.size());
     std::fill(padded, padded + layout.size(), -std::numeric_limits<float>::infinity());
-    std::fill(gradient, gradient + layout.size(), 0.0f);
-    layout.copy_in(padded, x + i * size);
-    max_plane_gradient(layout, padded, dy + i * height * width, gradient, height, width);
-    layout.copy_out(gradient, dx + i * size);
+    for (int64_t i = task * kPooled; i < std::min(planes, (task + 1) * kPooled); i++) {
+      std::fill(gradient, gradient + layout.size(), 0.0f);
+      layout.copy_in(padded, x + i * size);
+      max_plane_gradient(layout, padded, dy + i * height * width, gradient, height, width);
+      layout.copy_out(gradient, dx + i * size);
+    }
   });
   return 0;
 }

@@ -288,6 +288,14 @@ class RowProducts {
   int64_t rows_, others_, stride_;
 };
 
+// Sets the rows that fill the last block of kRows rows of panels to 0.
+inline void clear_added_rows(float *panels, int64_t rows, int64_t panel_rows, int64_t columns) {
+  for (int64_t column = 0; column < columns; column += kColumns) {
+    float *panel = panels + column * panel_rows;
+    std::fill(panel + rows * kColumns, panel + panel_rows * kColumns, 0.0f);
+  }
+}
+
 // The gradients of y = weights * x. The columns are divided into slices, whose sums are added at the end. A slice depends
 // on the shapes only, and so does the order of the sums. With few slices, the threads also share the rows.
 template <class Source>
@@ -307,9 +315,8 @@ void multiply_backward(const PackedWeights *transposed_weights, const Source &x,
     const int64_t first = part * products.blocks() / parts, last = (part + 1) * products.blocks() / parts;
     float *dy_panels = scratch(kPanelSlot, out_rows * at_once * kChunk);
     float *x_panels = scratch(kOtherPanelSlot, in_rows * at_once * kChunk);
-    // The rows that are added to fill a block are 0.
-    std::fill(dy_panels, dy_panels + out_rows * at_once * kChunk, 0.0f);
-    std::fill(x_panels, x_panels + in_rows * at_once * kChunk, 0.0f);
+    clear_added_rows(dy_panels, out, out_rows, at_once * kChunk);
+    clear_added_rows(x_panels, in, in_rows, at_once * kChunk);
     float *own = partial + slice * size;
     std::fill(own + first * kRows * products.stride(), own + last * kRows * products.stride(), 0.0f);
     const int64_t end = std::min(columns, (slice + 1) * chunks / slices * kChunk);
@@ -412,7 +419,14 @@ struct Patches {
       if (stride == 1) {
         copy(images + at, to + begin, end - begin);
       } else {
-        for (int64_t i = begin; i < end; i++) to[i] = images[at + (i - begin) * 2];
+        sweep(end - begin, [&](int64_t i, auto part) {
+          // The elements 0, 2, ... are among the first 2 * part - 1.
+          const float *from = images + at + 2 * i;
+          const int64_t count = 2 * part - 1, first = std::min<int64_t>(count, kLanes);
+          Vec even = get(from, first), odd = get(from + kLanes, count - first);
+          deal(even, odd);
+          put(to + begin + i, even, part);
+        });
       }
       std::fill(to + end, to + length, 0.0f);
     });
