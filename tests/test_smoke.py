@@ -37,6 +37,7 @@ def evaluate_and_export(command, tmp_path, images):
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "e.json",
         "e.png",
+        "e.reliability.png",
         "net.mindir",
         "net.mindir.json",
         "run",
