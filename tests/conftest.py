@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from multiprocessing import forkserver
 from pathlib import Path
 
 import src  # noqa: F401 - must come before MindSpore, so that JPEGs are decoded as in the scripts
@@ -87,6 +88,7 @@ def fresh_processes():
     """Return a context whose processes are forked after the scripts were imported, so that a script starts at once."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.conftest", "train", "eval", "export", *HEAVY])
+    forkserver.ensure_running()  # now, or its processes would have the environment that a test sets for itself
     return context
 
 

@@ -177,7 +177,14 @@ def test_training_evaluation_and_export_write_their_files_without_output(tmp_pat
     ]:
         done = in_shell(redirection, name, *arguments, cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.json", "e.png", "e.reliability.png", "n.onnx", "n.onnx.json", "run"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "e.json",
+        "e.png",
+        "e.reliability.png",
+        "n.onnx",
+        "n.onnx.json",
+        "run",
+    ]
     assert (tmp_path / "run" / "summary.json").exists()
 
 
