@@ -347,12 +347,12 @@ def test_wrong_files_of_onnxruntime_web_are_named(tmp_path, monkeypatch):
         read_network(empty)
 
 
-def test_the_tool_leaves_nothing_if_npm_has_another_package(script, tmp_path, monkeypatch):
+def test_the_tool_leaves_nothing_if_npm_has_another_package(command, tmp_path, monkeypatch):
     cache, programs = tmp_path / "cache", tmp_path / "bin"
     programs.mkdir()
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.setenv("PATH", str(programs))
-    done = script("tools/setup_ort_web.py", cwd=tmp_path)
+    done = command("tools/setup_ort_web.py", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "npm was not found; install it (Debian: apt install npm)" in done.stderr
     other = tmp_path / "other"
@@ -362,7 +362,7 @@ def test_the_tool_leaves_nothing_if_npm_has_another_package(script, tmp_path, mo
             archive.add(other, f"package/dist/{name}")
     (programs / "npm").write_text(f"#!/bin/sh\n/bin/cp {tmp_path}/other.tgz onnxruntime-web.tgz\n")
     (programs / "npm").chmod(0o755)
-    done = script("tools/setup_ort_web.py", cwd=tmp_path)
+    done = command("tools/setup_ort_web.py", cwd=tmp_path)
     assert done.returncode == 2
     assert "is damaged or of another version" in done.stderr
     assert os.listdir(cache / "pocketspore") == []

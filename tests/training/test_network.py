@@ -21,6 +21,9 @@ class SecondRank(Ranks):
     def broadcast(self, parameters):
         pass
 
+    def sharing(self):
+        return 1
+
 
 def test_synchronised_norms_keep_each_name_with_its_parameter():
     network = ConvNormAct(3, 4, 3)
