@@ -139,21 +139,26 @@ def test_threads_read_a_limited_number_of_bytes_ahead(monkeypatch, workers, larg
 
 def test_reading_ahead_ends_with_its_reader_and_passes_errors_on(monkeypatch):
     monkeypatch.setattr(reading, "BYTES_AHEAD", 10)
-    before = threading.active_count()
-    rows = iter(ReadAhead(lambda position: (np.zeros(100, np.uint8),), 500, 3))
-    next(rows)
-    rows.close()
-    assert threading.active_count() == before
+    readers = set()  # their threads: other tests of the process may end threads meanwhile
 
     def read(position):
+        readers.add(threading.current_thread())
         if position == 20:
             raise MemoryError
         return (np.zeros(100, np.uint8),)
 
+    rows = iter(ReadAhead(read, 500, 3))
+    next(rows)
+    rows.close()
+    assert readers
+    assert not any(thread.is_alive() for thread in readers)
+
+    readers.clear()
     taken = []
     with pytest.raises(MemoryError):
         taken.extend(ReadAhead(read, 500, 3))
-    assert threading.active_count() == before
+    assert readers
+    assert not any(thread.is_alive() for thread in readers)
 
 
 def test_arrays_are_passed_on_without_threads():
