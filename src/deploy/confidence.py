@@ -16,10 +16,11 @@ MIN_IMAGES = 100  # a temperature that is fitted on fewer images says little
 def fit_confidence(expected: Expected, kept_right: float) -> Optional[Confidence]:
     """Return the `Confidence` of a checkpoint with the outputs `expected`, or None if there are too few images.
 
-    Every second image is for the fit, and the other images are for the test. `kept_right` is the share of the right
-    answers that the threshold shall keep.
+    Half of the images, drawn at random, is for the fit, and the other half is for the test. `kept_right` is the share
+    of the right answers that the threshold shall keep.
     """
-    fitted, tested = (Expected(expected.labels[i::2], expected.logits[i::2]) for i in (0, 1))
+    halves = drawn_halves(len(expected.labels))
+    fitted, tested = (Expected(expected.labels[half], expected.logits[half]) for half in halves)
     if len(tested.labels) < MIN_IMAGES or fitted.top1 == 0:
         return None
     temperature = fit_temperature(fitted.logits, fitted.labels)
@@ -40,6 +41,12 @@ def fit_confidence(expected: Expected, kept_right: float) -> Optional[Confidence
         tested_kept_right=float((confidence[right] >= threshold).mean()) if right.any() else None,
         tested_refused_wrong=float((confidence[~right] < threshold).mean()) if not right.all() else None,
     )
+
+
+def drawn_halves(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of two halves of `count` images, always the same; images that alternate get no pattern."""
+    drawn = np.random.default_rng(0).permutation(count)
+    return drawn[: (count + 1) // 2], drawn[(count + 1) // 2 :]
 
 
 def answers(outputs: Expected, temperature: float) -> tuple[np.ndarray, np.ndarray]:

@@ -16,14 +16,15 @@ from src.deploy.confidence import fit_confidence
 from src.deploy.description import EXTENSIONS, Description, Split, describe, metadata_of, sha256, write_description
 from src.deploy.golden import make_golden, write_golden
 from src.deploy.graph.graph import Graph
+from src.deploy.graph.int8 import fill_channels
 from src.deploy.graph.mindir import port_names, read_mindir, write_mindir
 from src.deploy.graph.ncnn_format import optimize_for_ncnn, write_ncnn
 from src.deploy.graph.onnx_format import write_onnx
-from src.deploy.graph.passes import fill_channels, halve_weights, optimize, pool_means, separate_padding
+from src.deploy.graph.passes import halve_weights, optimize, pool_means, separate_padding
 from src.deploy.options import ONNX_FORMATS, Options, check_images
 from src.deploy.quantize import OnnxQuantizer, quantize_within_limits, write_lite_calibration
 from src.deploy.runtimes.lite import Lite, find_lite, need_lite
-from src.deploy.verify import compare, expected_outputs, verify
+from src.deploy.verify import Verifier, expected_outputs
 from src.deploy.web.ort_web import find_ort_web
 from src.deploy.web.page import write_page
 from src.errors import UserError
@@ -102,26 +103,24 @@ def export(
         # The network of a page is an ONNX file, which is verified before the page is made of it and its description.
         network = written.with_suffix(".onnx") if options.format == "web" else written
         deployed = Deployed(classifier, options, temperature).set_train(False)
-        ms.export(deployed, example, file_name=str(plain), file_format="MINDIR")
+        export_with_mindspore(deployed, example, plain)
         graph = deployment_graph(plain, options)
         if options.format == "air":
-            ms.export(deployed, example, file_name=str(written), file_format="AIR")
+            export_with_mindspore(deployed, example, written, "AIR")
         else:
             metadata = metadata_of(checkpoint, config, options, confidence)
             write(graph, plain, network, output, options, calibration, metadata)
-        seen = (loader, split, options, temperature)
+        verifier = Verifier(expected, classifier, loader, split, options, temperature)
         quantization = None
         if options.precision == "int8" and options.format in ONNX_FORMATS:
             quantizer = OnnxQuantizer(network.rename(network.with_name("float.onnx")), calibration)
-            verification, quantization = quantize_within_limits(
-                quantizer, network, options, lambda: verify(expected, classifier, network, *seen)
-            )
+            verification, quantization = quantize_within_limits(quantizer, network, options, verifier.verify)
             other = network.with_name("other.onnx")
             quantizer.write(other, not options.reduce_range, quantization.float_layers)
-            check, *_ = compare(expected, classifier, other, *seen).runtimes
+            check, *_ = verifier.compare(other).runtimes
             quantization = quantization.model_copy(update={"top1_other_range": check.top1})
         else:
-            verification = verify(expected, classifier, network, *seen)
+            verification = verifier.verify(network)
         ports = graph.input, graph.output
         description = describe(checkpoint, config, network, *ports, options, verification, confidence, quantization)
         if options.format == "web":
@@ -137,6 +136,18 @@ def export(
             names |= write_golden(golden_image, written, output)
         publish(names)
     return description
+
+
+def export_with_mindspore(network: nn.Cell, example: ms.Tensor, path: Path, file_format: str = "MINDIR") -> None:
+    """Write a network, whose input is like `example`, to `path`.
+
+    MindSpore refuses a path with spaces, quotes or letters beyond ASCII, so it gets an open folder by its number.
+    """
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        ms.export(network, example, file_name=f"/proc/self/fd/{folder}/{path.name}", file_format=file_format)
+    finally:
+        os.close(folder)
 
 
 def deployment_graph(plain: Path, options: Options) -> Graph:

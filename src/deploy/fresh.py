@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import nn
 
 from src.deploy.description import EXTENSIONS
-from src.deploy.export import deployment_graph, write
+from src.deploy.export import deployment_graph, export_with_mindspore, write
 from src.deploy.options import Options
 from src.deploy.quantize import OnnxQuantizer
 from src.deploy.runtimes.lite import need_lite
@@ -61,7 +61,7 @@ def fresh_file(name: str, make: Callable[[], nn.Cell], example: np.ndarray, targ
     options = Options(target.format, kind, logits=True, precision=precision, lite_python=target.lite_python)
     with replacing(make_parent(path), extension) as partial, tempfile.TemporaryDirectory() as folder:
         plain, written = Path(folder) / "plain.mindir", Path(folder) / f"float{extension}"
-        ms.export(make().set_train(False), ms.Tensor(example), file_name=str(plain), file_format="MINDIR")
+        export_with_mindspore(make().set_train(False), ms.Tensor(example), plain)
         write(deployment_graph(plain, options), plain, written, path, options, (), {})
         if precision == "int8":
             generator = np.random.default_rng(0)

@@ -73,11 +73,11 @@ class OnnxQuantizer:
 
 
 def quantize_within_limits(
-    quantizer: OnnxQuantizer, target: Path, options: Options, verify: Callable[[], Verification]
+    quantizer: OnnxQuantizer, target: Path, options: Options, verify: Callable[[Path], Verification]
 ) -> tuple[Verification, Quantization]:
     """Write the int8 file `target` with as few float32 layers as the limits of the export allow.
 
-    `verify` compares `target` with the checkpoint, and raises `LossError` beyond the limits. Then the layer that loses
+    `verify` compares a file with the checkpoint, and raises `LossError` beyond the limits. Then the layer that loses
     most stays float32, then 2 such layers, 4, 8 and so on, up to half of the layers.
     """
     losses, stem = quantizer.losses()
@@ -85,7 +85,7 @@ def quantize_within_limits(
     while True:
         quantizer.write(target, options.reduce_range, worst[:count])
         try:
-            verification = verify()
+            verification = verify(target)
             break
         except LossError:
             count = 2 * count or 1

@@ -69,56 +69,51 @@ def expected_outputs(runtime: RuntimeConfig, classifier: Classifier, loader: Loa
     return Expected(np.concatenate(labels), np.concatenate(logits))
 
 
-def verify(
-    expected: Expected,
-    classifier: Classifier,
-    path: Path,
-    loader: Loader,
-    split: Split,
-    options: Options,
-    temperature: float = 1.0,
-) -> Verification:
-    """Run the file at `path` on each of its runtimes, and compare with the checkpoint on the loader's images.
+@dataclass(frozen=True)
+class Verifier:
+    """Runs exported files of one checkpoint on each of their runtimes, and compares with the checkpoint's outputs.
 
-    `split` is the split of the images. The file divides the logits by `temperature`. Return the `Verification`; a
-    difference above the limits is a `UserError`.
+    `loader` gives the images of `split` that gave `expected`. The files divide the logits by `temperature`.
     """
-    verification = compare(expected, classifier, path, loader, split, options, temperature)
-    allowed = max(MAX_DIFFERENCE, MAX_RELATIVE_DIFFERENCE * float(np.abs(expected.logits).max()) / temperature)
-    for check in verification.runtimes:
-        check_limits(check, verification, options, allowed)
-    return verification
 
+    expected: Expected
+    classifier: Classifier
+    loader: Loader
+    split: Split
+    options: Options
+    temperature: float = 1.0
 
-def compare(
-    expected: Expected,
-    classifier: Classifier,
-    path: Path,
-    loader: Loader,
-    split: Split,
-    options: Options,
-    temperature: float = 1.0,
-) -> Verification:
-    """Return the `Verification` of a file; see `verify`. An output that is not finite is a `UserError`."""
-    targets = runtimes(path, options)
-    wanted = expected.logits.astype(np.float64) / temperature
-    if not options.logits:
-        wanted = np.maximum(log_softmax(wanted), np.log(SMALLEST_PROBABILITY))
-    found: list[list[np.ndarray]] = [[] for _ in targets]
-    for batch, _ in loader.epoch() if targets else ():
-        missing = 0 if options.dynamic_batch else options.batch - len(batch)
-        padded = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
-        x = padded if options.input == "image" else classifier.preprocess(ms.Tensor(padded)).asnumpy()
-        for scores, target in zip(found, targets):
-            scores.append(log_scores(target.run(x)[: len(batch)], options))
-            if not np.isfinite(scores[-1]).all():
-                raise UserError(f"verification failed on {target.name}: the output is not finite; no file was written")
-    for target in targets:
-        target.close()
-    checks = [
-        check_of(target, np.concatenate(scores), wanted, expected.labels) for target, scores in zip(targets, found)
-    ]
-    return Verification(images=len(expected.labels), split=split, checkpoint_top1=expected.top1, runtimes=checks)
+    def verify(self, path: Path) -> Verification:
+        """Return the `Verification` of the file at `path`; a difference above the limits is a `UserError`."""
+        verification = self.compare(path)
+        largest = float(np.abs(self.expected.logits).max()) / self.temperature
+        allowed = max(MAX_DIFFERENCE, MAX_RELATIVE_DIFFERENCE * largest)
+        for check in verification.runtimes:
+            check_limits(check, verification, self.options, allowed)
+        return verification
+
+    def compare(self, path: Path) -> Verification:
+        """Return the `Verification` of the file at `path`. An output that is not finite is a `UserError`."""
+        options, labels = self.options, self.expected.labels
+        targets = runtimes(path, options)
+        wanted = self.expected.logits.astype(np.float64) / self.temperature
+        if not options.logits:
+            wanted = np.maximum(log_softmax(wanted), np.log(SMALLEST_PROBABILITY))
+        found: list[list[np.ndarray]] = [[] for _ in targets]
+        for batch, _ in self.loader.epoch() if targets else ():
+            missing = 0 if options.dynamic_batch else options.batch - len(batch)
+            padded = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
+            x = padded if options.input == "image" else self.classifier.preprocess(ms.Tensor(padded)).asnumpy()
+            for scores, target in zip(found, targets):
+                scores.append(log_scores(target.run(x)[: len(batch)], options))
+                if not np.isfinite(scores[-1]).all():
+                    raise UserError(
+                        f"verification failed on {target.name}: the output is not finite; no file was written"
+                    )
+        for target in targets:
+            target.close()
+        checks = [check_of(target, np.concatenate(scores), wanted, labels) for target, scores in zip(targets, found)]
+        return Verification(images=len(labels), split=self.split, checkpoint_top1=self.expected.top1, runtimes=checks)
 
 
 def check_of(target: Runtime, scores: np.ndarray, wanted: np.ndarray, labels: np.ndarray) -> RuntimeCheck:

@@ -27,9 +27,7 @@ struct Padded {
   int64_t rows() const { return height + 2 * pad; }
   int64_t size() const { return rows() * row * stride; }
   // The position of column `kx` of row `y`.
-  int64_t at(int64_t y, int64_t kx) const {
-    return stride == 1 ? y * row + kx : (y * 2 + kx % 2) * row + kx / 2;
-  }
+  int64_t at(int64_t y, int64_t kx) const { return stride == 1 ? y * row + kx : (y * 2 + kx % 2) * row + kx / 2; }
 
   // Writes value(position in the plane, count) -> Vec for each vector of the plane. The caller has filled the borders.
   template <class Value>
@@ -111,8 +109,7 @@ void correlate(const Padded &layout, const float *in, const Padded &d_layout, co
         for (int i = 0; i < kAtOnce; i++) {
           const float *row = in + layout.at(y * S + from + i, 0) + x;
 #pragma GCC unroll 8
-          for (int kx = 0; kx < K; kx++)
-            sums[i][kx] += v * load(row + (S == 1 ? kx : (kx % 2) * layout.row + kx / 2));
+          for (int kx = 0; kx < K; kx++) sums[i][kx] += v * load(row + (S == 1 ? kx : (kx % 2) * layout.row + kx / 2));
         }
       }
     }
@@ -121,8 +118,8 @@ void correlate(const Padded &layout, const float *in, const Padded &d_layout, co
   }
 }
 
-// The gradient of the convolution's input at stride 2: dx[y][x] = sum over the taps (ky, kx) of w[ky][kx] times the element
-// of d for which the tap was at (y, x). d has a border of K / 2 zeros.
+// The gradient of the convolution's input at stride 2: dx[y][x] = sum over the taps (ky, kx) of w[ky][kx] times the
+// element of d for which the tap was at (y, x). d has a border of K / 2 zeros.
 template <int K>
 void spread(const Padded &d_layout, const float *d, const float *w, float *dx, int64_t height, int64_t width) {
   constexpr int pad = K / 2;
@@ -158,8 +155,8 @@ inline void with_kernel(int64_t kernel, int64_t stride, Body body) {
 
 struct Depthwise {
   int64_t batch, channels, height, width, kernel, stride, out_height, out_width;
-  bool keep;      // the output starts with the convolution's input, as in GhostNet's modules
-  int64_t runs;   // number of groups of the channel shuffle of the input, as in ShuffleNetV1; 1: no shuffle
+  bool keep;     // the output starts with the convolution's input, as in GhostNet's modules
+  int64_t runs;  // number of groups of the channel shuffle of the input, as in ShuffleNetV1; 1: no shuffle
 
   Depthwise(const int64_t *in, const int64_t *weight, const DepthwiseSettings &settings)
       : batch(in[0]), channels(in[1]), height(in[2]), width(in[3]), kernel(weight[2]) {
@@ -198,7 +195,8 @@ struct DepthwiseBackward {
   float *dx, *first_dgamma, *first_dbeta, *dweight, *second_dgamma, *second_dbeta;
 };
 
-// ------------------------------------------------------------------------------------------------ one channel at a time
+// ------------------------------------------------------------------------------------------------ one channel at a
+// time
 
 // Writes a plane, normalised if `present`, to the layout.
 void lay_out(const Padded &layout, bool present, const Norm &norm, const float *plane, float *to) {

@@ -44,10 +44,11 @@ inline void in_groups(int64_t count, Body body, Flush flush) {
 // The channels of a block, and where their planes are.
 struct Block {
   const Depthwise &op;
-  int64_t first, count;       // channels
-  int64_t sources[kLanes];    // channel of the input for each lane; of the first lane for lanes without a channel
+  int64_t first, count;     // channels
+  int64_t sources[kLanes];  // channel of the input for each lane; of the first lane for lanes without a channel
 
-  Block(const Depthwise &op, int64_t index) : op(op), first(index * kLanes), count(std::min(kLanes, op.channels - first)) {
+  Block(const Depthwise &op, int64_t index)
+      : op(op), first(index * kLanes), count(std::min(kLanes, op.channels - first)) {
     for (int64_t l = 0; l < kLanes; l++) sources[l] = op.source(l < count ? first + l : first);
   }
 
@@ -156,7 +157,8 @@ struct NormLanesGradient {
 
 // out[y][x] = sum over ky, kx of w[ky][kx] * in[y * S + ky][x * S + kx].
 template <int K, int S>
-void convolve_block(const PaddedBlock &layout, const float *in, const Vec *w, float *out, int64_t height, int64_t width) {
+void convolve_block(const PaddedBlock &layout, const float *in, const Vec *w, float *out, int64_t height,
+                    int64_t width) {
   for (int64_t y = 0; y < height; y++)
     for (int64_t x = 0; x < width; x++) {
       const float *window = in + y * S * layout.row() + x * S * kLanes;
@@ -179,7 +181,8 @@ void spread_block(const PaddedBlock &layout, const float *d, const Vec *w, float
       // The output at oy used this row with the tap ky = y + pad - 2 * oy.
       for (int64_t ky = (y + pad) % 2; ky < K; ky += 2)
         for (int64_t kx = (x + pad) % 2; kx < K; kx += 2)
-          total += w[ky * K + kx] * load(d + ((y + pad - ky) / 2 + pad) * layout.row() + ((x + pad - kx) / 2 + pad) * kLanes);
+          total += w[ky * K + kx] *
+                   load(d + ((y + pad - ky) / 2 + pad) * layout.row() + ((x + pad - kx) / 2 + pad) * kLanes);
       store(dx + (y * width + x) * kLanes, total);
     }
 }
@@ -217,10 +220,12 @@ void forward_block(const DepthwiseForward &args, int64_t index) {
   const Depthwise &op = args.op;
   const Block block(op, index);
   const int64_t in_size = op.in_size(), out_size = op.out_size();
-  float *x = scratch(kInputSlot, op.batch * in_size * kLanes), *out = scratch(kOutputSlot, op.batch * out_size * kLanes);
+  float *x = scratch(kInputSlot, op.batch * in_size * kLanes),
+        *out = scratch(kOutputSlot, op.batch * out_size * kLanes);
   for (int64_t n = 0; n < op.batch; n++)
-    block.read(in_size, [&](int64_t l) { return args.x + (n * op.channels + block.sources[l]) * in_size; },
-               x + n * in_size * kLanes);
+    block.read(
+        in_size, [&](int64_t l) { return args.x + (n * op.channels + block.sources[l]) * in_size; },
+        x + n * in_size * kLanes);
   NormLanes before;
   if (args.first.present)
     before = normalise(x, op.batch * in_size, args.first.batch_statistics, block.count,
@@ -239,8 +244,7 @@ void forward_block(const DepthwiseForward &args, int64_t index) {
         for (int64_t i = 0; i < in_size; i++)
           store(own + i * kLanes, activate<kind.value>(load(own + i * kLanes) * before.scale + before.shift));
       });
-    if (op.keep)
-      block.write(own, in_size, [&](int64_t l) { return args.z + op.kept_at(n, block.first + l); });
+    if (op.keep) block.write(own, in_size, [&](int64_t l) { return args.z + op.kept_at(n, block.first + l); });
     layout.fill(padded, [&](int64_t i) { return load(own + i * kLanes); });
     convolve_block<K, S>(layout, padded, w, out + n * out_size * kLanes, op.out_height, op.out_width);
   }
@@ -256,7 +260,8 @@ void forward_block(const DepthwiseForward &args, int64_t index) {
     });
   }
   for (int64_t n = 0; n < op.batch; n++)
-    block.write(out + n * out_size * kLanes, out_size, [&](int64_t l) { return args.z + op.out_at(n, block.first + l); });
+    block.write(out + n * out_size * kLanes, out_size,
+                [&](int64_t l) { return args.z + op.out_at(n, block.first + l); });
 }
 
 template <int K, int S>
@@ -281,8 +286,9 @@ void backward_block(const DepthwiseBackward &args, int64_t index) {
     if (args.second.present) after.set(l, args.second.channel(block.first + l));
   }
   for (int64_t n = 0; n < op.batch; n++) {
-    block.read(in_size, [&](int64_t l) { return args.x + (n * op.channels + block.sources[l]) * in_size; },
-               x + n * in_size * kLanes);
+    block.read(
+        in_size, [&](int64_t l) { return args.x + (n * op.channels + block.sources[l]) * in_size; },
+        x + n * in_size * kLanes);
     block.read(out_size, [&](int64_t l) { return args.dz + op.out_at(n, block.first + l); }, d + n * out_size * kLanes);
   }
   const auto lay_out_input = [&](int64_t n) {
@@ -355,7 +361,8 @@ void backward_block(const DepthwiseBackward &args, int64_t index) {
   }
 }
 
-// Whether a depthwise convolution is computed by blocks of channels. On larger maps, transposing costs more than it saves.
+// Whether a depthwise convolution is computed by blocks of channels. On larger maps, transposing costs more than it
+// saves.
 bool in_blocks(const Depthwise &op) { return op.channels > 1 && op.in_size() <= kLargestBlock; }
 
 }  // namespace

@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <cstdint>
 #include <functional>
+#include <limits>
 
+#include "arguments.h"
 #include "depthwise.h"
 #include "pool.h"
 #include "settings.h"
@@ -12,42 +14,71 @@
 
 namespace {
 
-constexpr int64_t kPooled = 8;  // planes of a task of max pooling, which share a border
+// 3x3 max pooling at stride 2, padded by 1. NaN counts as the largest number, as for MindSpore's operator.
+struct MaxPool {
+  static constexpr int64_t kPlanes = 8;  // planes of a task, which share a border
+  int64_t batch, channels, height, width;
+  Padded layout;
 
-// The maxima of the 3x3 windows of row `y` of the outputs, from column `x` on. NaN counts as the largest number, as for
-// MindSpore's operator.
-inline Vec maxima(const Padded &layout, const float *in, int64_t y, int64_t x) {
-  Vec largest = load(in + layout.at(2 * y, 0) + x);
-  for (int tap = 1; tap < 9; tap++) {
-    const Vec v = load(in + layout.at(2 * y + tap / 3, tap % 3) + x);
-    largest = (v <= largest) | (largest != largest) ? largest : v;
+  explicit MaxPool(const int64_t *x)
+      : batch(x[0]), channels(x[1]), height((x[2] + 1) / 2), width((x[3] + 1) / 2), layout(x[2], x[3], 1, 2) {}
+
+  int64_t in_size() const { return layout.height * layout.width; }
+  int64_t out_size() const { return height * width; }
+  bool fits(const Arguments &arguments, int out) const {
+    return arguments.has_shape(out, {batch, channels, height, width});
   }
-  return largest;
-}
 
-// 3x3 max pooling at stride 2 of one plane: out[y][x] = maximum of its window. The layout's borders are -infinity.
-void max_plane(const Padded &layout, const float *in, float *out, int64_t height, int64_t width) {
-  for (int64_t y = 0; y < height; y++)
-    sweep(width, [&](int64_t x, auto count) { put(out + y * width + x, maxima(layout, in, y, x), count); });
-}
-
-// Adds the gradient of each output to the first maximum of its window. `to` has the same layout as `in`.
-void max_plane_gradient(const Padded &layout, const float *in, const float *dy, float *to, int64_t height,
-                        int64_t width) {
-  for (int64_t y = 0; y < height; y++) {
-    sweep(width, [&](int64_t x, auto count) {
-      const Vec largest = maxima(layout, in, y, x);
-      Vec left = get(dy + y * width + x, count);
-      for (int tap = 0; tap < 9; tap++) {
-        const int64_t at = layout.at(2 * y + tap / 3, tap % 3) + x;
-        const Vec v = load(in + at);
-        const auto chosen = (v == largest) | (v != v);
-        store(to + at, load(to + at) + (chosen ? left : Vec{}));
-        left = chosen ? Vec{} : left;
+  // Calls task(plane, padded) for each plane of x, in parallel; the border of the padded plane is -infinity.
+  template <class Task>
+  void for_planes(const float *x, Task task) const {
+    const int64_t planes = batch * channels;
+    parallel((planes + kPlanes - 1) / kPlanes, [&](int64_t block) {
+      float *padded = scratch(kInputSlot, layout.size());
+      std::fill(padded, padded + layout.size(), -std::numeric_limits<float>::infinity());
+      for (int64_t plane = block * kPlanes; plane < std::min(planes, (block + 1) * kPlanes); plane++) {
+        layout.copy_in(padded, x + plane * in_size());
+        task(plane, padded);
       }
     });
   }
-}
+
+  // The maxima of the windows of row `y` of the outputs, from column `x` on.
+  Vec maxima(const float *in, int64_t y, int64_t x) const {
+    Vec largest = load(in + layout.at(2 * y, 0) + x);
+    for (int tap = 1; tap < 9; tap++) {
+      const Vec v = load(in + layout.at(2 * y + tap / 3, tap % 3) + x);
+      largest = (v <= largest) | (largest != largest) ? largest : v;
+    }
+    return largest;
+  }
+
+  // One plane: out[y][x] = maximum of its window.
+  void forward(const float *in, float *out) const {
+    for (int64_t y = 0; y < height; y++)
+      sweep(width, [&](int64_t x, auto count) { put(out + y * width + x, maxima(in, y, x), count); });
+  }
+
+  // One plane: dx gets the gradient of each output at the first maximum of its window.
+  void backward(const float *in, const float *dy, float *dx) const {
+    float *gradient = scratch(kOutputSlot, layout.size());
+    std::fill(gradient, gradient + layout.size(), 0.0f);
+    for (int64_t y = 0; y < height; y++) {
+      sweep(width, [&](int64_t x, auto count) {
+        const Vec largest = maxima(in, y, x);
+        Vec left = get(dy + y * width + x, count);
+        for (int tap = 0; tap < 9; tap++) {
+          const int64_t at = layout.at(2 * y + tap / 3, tap % 3) + x;
+          const Vec v = load(in + at);
+          const auto chosen = (v == largest) | (v != v);
+          store(gradient + at, load(gradient + at) + (chosen ? left : Vec{}));
+          left = chosen ? Vec{} : left;
+        }
+      });
+    }
+    layout.copy_out(gradient, dx);
+  }
+};
 
 // Two feature maps of the same size, and the feature map with the channels of both.
 struct Halves {
@@ -82,9 +113,7 @@ void parallel_planes(const int64_t *shape, const std::function<void(int64_t)> &t
 template <class Body>
 void for_elements(const int64_t *shape, Body body) {
   const int64_t size = shape[2] * shape[3];
-  parallel_planes(shape, [&](int64_t i) {
-    sweep(size, [&](int64_t j, auto count) { body(i * size + j, count); });
-  });
+  parallel_planes(shape, [&](int64_t i) { sweep(size, [&](int64_t j, auto count) { body(i * size + j, count); }); });
 }
 
 }  // namespace

@@ -12,7 +12,7 @@
 namespace {
 
 constexpr int64_t kSmallMap = 64;  // positions up to which a norm is computed for several channels at once
-constexpr int64_t kExact = 128;  // sums of at most this number of floats are kept in float32, then added in float64
+constexpr int64_t kExact = 128;    // sums of at most this number of floats are kept in float32, then added in float64
 
 struct Statistics {
   double mean, variance, count;
@@ -67,9 +67,8 @@ struct Norm {
     const Vec a = all(scale()), b = all(shift());
     with_past_cache(past_cache, [&](auto past) {
       with_activation(activation, [&](auto kind) {
-        sweep(size, [&](int64_t i, auto count) {
-          put(past, y + i, activate<kind.value>(get(x + i, count) * a + b), count);
-        });
+        sweep(size,
+              [&](int64_t i, auto count) { put(past, y + i, activate<kind.value>(get(x + i, count) * a + b), count); });
       });
     });
   }
@@ -136,8 +135,8 @@ struct NormGradient {
   float beta() const { return static_cast<float>(sum_g()); }
 };
 
-// BatchNorm's gradient for its input: dx = scale * (g - mean(g) - (x - mean) * inverse^2 * mean(g * (x - mean))). The last
-// two terms exist with batch statistics only.
+// BatchNorm's gradient for its input: dx = scale * (g - mean(g) - (x - mean) * inverse^2 * mean(g * (x - mean))). The
+// last two terms exist with batch statistics only.
 struct NormInputGradient {
   Vec scale, mean, offset, factor;
 
@@ -154,7 +153,8 @@ struct NormInputGradient {
   // Writes dx of a row. g may be dx.
   void apply(const float *x, const float *g, float *dx, int64_t size, bool past_cache) const {
     with_past_cache(past_cache, [&](auto past) {
-      sweep(size, [&](int64_t i, auto count) { put(past, dx + i, (*this)(get(x + i, count), get(g + i, count)), count); });
+      sweep(size,
+            [&](int64_t i, auto count) { put(past, dx + i, (*this)(get(x + i, count), get(g + i, count)), count); });
     });
   }
 };
@@ -169,11 +169,16 @@ struct NormValues {
 };
 
 // BatchNorm of small maps. kLanes channels of an image are one row of kLanes * size elements, whose vectors are full
-// whatever the size. The sums run over the images, position by position, and over the positions of a channel at the end.
+// whatever the size. The sums run over the images, position by position, and over the positions of a channel at the
+// end.
 class NormRows {
  public:
   NormRows(int64_t batch, int64_t channels, int64_t size, int64_t block)
-      : batch_(batch), channels_(channels), size_(size), first_(block * kLanes), count_(std::min(kLanes, channels - first_)) {}
+      : batch_(batch),
+        channels_(channels),
+        size_(size),
+        first_(block * kLanes),
+        count_(std::min(kLanes, channels - first_)) {}
 
   int64_t first() const { return first_; }
   int64_t count() const { return count_; }
@@ -216,8 +221,8 @@ class NormRows {
   int64_t batch_, channels_, size_, first_, count_;
 };
 
-void norm_forward_rows(const NormInputs &inputs, const NormRows &rows, int64_t batch, int64_t size, const float *x, float *y,
-                       float *mean, float *inverse) {
+void norm_forward_rows(const NormInputs &inputs, const NormRows &rows, int64_t batch, int64_t size, const float *x,
+                       float *y, float *mean, float *inverse) {
   const int64_t row = rows.row();
   float *shift = scratch(kInputSlot, 3 * row), *a = shift + row, *b = a + row;
   rows.spread(shift, [&](int64_t l) { return x[rows.at(0) + l * size]; });
@@ -301,12 +306,9 @@ NormInputs norm_inputs(void **data, const NormSettings &settings) {
 }
 
 NormValues norm_values(void **data, const NormSettings &settings) {
-  return {static_cast<const float *>(data[0]),
-          static_cast<const float *>(data[1]),
-          static_cast<const float *>(data[2]),
-          static_cast<const float *>(data[3]),
-          static_cast<int>(settings.activation),
-          settings.present != 0,
+  return {static_cast<const float *>(data[0]),   static_cast<const float *>(data[1]),
+          static_cast<const float *>(data[2]),   static_cast<const float *>(data[3]),
+          static_cast<int>(settings.activation), settings.present != 0,
           settings.batch_statistics != 0};
 }
 

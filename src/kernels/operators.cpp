@@ -230,42 +230,22 @@ OPERATOR(pointwise_backward, NoSettings, "NCHW NOHW OI11 -> NCHW OI11") {
 
 // Input x; output y: 3x3 max pooling at stride 2, padded by 1.
 OPERATOR(max_pool_forward, NoSettings, "NCHW -> NChw") {
+  const MaxPool op(shapes[0]);
+  if (!op.fits(arguments, 1)) return kMismatch;
   const float *x = floats(data[0]);
   float *y = output(data[1]);
-  const Padded layout(shapes[0][2], shapes[0][3], 1, 2);
-  const int64_t size = shapes[0][2] * shapes[0][3], height = shapes[1][2], width = shapes[1][3];
-  if (!arguments.has_shape(1, {shapes[0][0], shapes[0][1], (shapes[0][2] + 1) / 2, (shapes[0][3] + 1) / 2}))
-    return kMismatch;
-  const int64_t planes = shapes[0][0] * shapes[0][1];
-  parallel((planes + kPooled - 1) / kPooled, [&](int64_t task) {
-    float *padded = scratch(kInputSlot, layout.size());
-    std::fill(padded, padded + layout.size(), -std::numeric_limits<float>::infinity());
-    for (int64_t i = task * kPooled; i < std::min(planes, (task + 1) * kPooled); i++) {
-      layout.copy_in(padded, x + i * size);
-      max_plane(layout, padded, y + i * height * width, height, width);
-    }
-  });
+  op.for_planes(x, [&](int64_t plane, const float *padded) { op.forward(padded, y + plane * op.out_size()); });
   return 0;
 }
 
 // Inputs x, dy; output dx.
 OPERATOR(max_pool_backward, NoSettings, "NCHW NChw -> NCHW") {
+  const MaxPool op(shapes[0]);
+  if (!op.fits(arguments, 1)) return kMismatch;
   const float *x = floats(data[0]), *dy = floats(data[1]);
   float *dx = output(data[2]);
-  const Padded layout(shapes[0][2], shapes[0][3], 1, 2);
-  const int64_t size = shapes[0][2] * shapes[0][3], height = shapes[1][2], width = shapes[1][3];
-  if (!arguments.has_shape(1, {shapes[0][0], shapes[0][1], (shapes[0][2] + 1) / 2, (shapes[0][3] + 1) / 2}))
-    return kMismatch;
-  const int64_t planes = shapes[0][0] * shapes[0][1];
-  parallel((planes + kPooled - 1) / kPooled, [&](int64_t task) {
-    float *padded = scratch(kInputSlot, layout.size()), *gradient = scratch(kOutputSlot, layout.size());
-    std::fill(padded, padded + layout.size(), -std::numeric_limits<float>::infinity());
-    for (int64_t i = task * kPooled; i < std::min(planes, (task + 1) * kPooled); i++) {
-      std::fill(gradient, gradient + layout.size(), 0.0f);
-      layout.copy_in(padded, x + i * size);
-      max_plane_gradient(layout, padded, dy + i * height * width, gradient, height, width);
-      layout.copy_out(gradient, dx + i * size);
-    }
+  op.for_planes(x, [&](int64_t plane, const float *padded) {
+    op.backward(padded, dy + plane * op.out_size(), dx + plane * op.in_size());
   });
   return 0;
 }
@@ -342,7 +322,8 @@ OPERATOR(scale_forward, NoSettings, "NCHW NC11 -> NCHW") {
   float *y = output(data[2]);
   const int64_t size = shapes[0][2] * shapes[0][3];
   parallel_planes(shapes[0], [&](int64_t i) {
-    sweep(size, [&](int64_t j, auto count) { put(y + i * size + j, get(x + i * size + j, count) * factors[i], count); });
+    sweep(size,
+          [&](int64_t j, auto count) { put(y + i * size + j, get(x + i * size + j, count) * factors[i], count); });
   });
   return 0;
 }
@@ -427,15 +408,18 @@ extern "C" int sgd(int count, void **data, int *ranks, int64_t **shapes, const c
   };
   constexpr int64_t kPiece = 1 << 14;  // elements of a task
   std::vector<Piece> pieces;
-  if (count != 3 * weights + 4) return arguments.complain("wrong number of arguments", "3 for each weight, and 4"), kMismatch;
+  if (count != 3 * weights + 4)
+    return arguments.complain("wrong number of arguments", "3 for each weight, and 4"), kMismatch;
   for (int i = 0; i < count; i++)
     if (std::strcmp(types[i], "float32") != 0)
       return arguments.complain("argument " + std::to_string(i) + " is " + types[i], "float32"), kMismatch;
-  if (!arguments.has_shape(3 * weights, {weights, 2}) || !arguments.has_shape(3 * weights + 2, {kSettings})) return kMismatch;
+  if (!arguments.has_shape(3 * weights, {weights, 2}) || !arguments.has_shape(3 * weights + 2, {kSettings}))
+    return kMismatch;
   for (int w = 0; w < weights; w++) {
     for (const int other : {weights + w, 2 * weights + w})
       if (ranks[other] != ranks[w] || !std::equal(shapes[w], shapes[w] + ranks[w], shapes[other]))
-        return arguments.complain("argument " + std::to_string(other) + " has another shape", "that of its weight"), kMismatch;
+        return arguments.complain("argument " + std::to_string(other) + " has another shape", "that of its weight"),
+               kMismatch;
     int64_t size = 1;
     for (int d = 0; d < ranks[w]; d++) size *= shapes[w][d];
     for (int64_t from = 0; from < size; from += kPiece) pieces.push_back({w, from, std::min(size, from + kPiece)});

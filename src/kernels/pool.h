@@ -99,7 +99,9 @@ class Pool {
     // Both this check and the check of `offers_` by a thread that lies down are sequentially consistent: either this
     // thread sees the other thread asleep, or the other thread sees the offer.
     if (sleeping_ > 0) {
-      { std::lock_guard<std::mutex> lock(mutex_); }  // a thread that has seen no offer is asleep now
+      {
+        std::lock_guard<std::mutex> lock(mutex_);
+      }  // a thread that has seen no offer is asleep now
       if (count <= sleeping_) {
         for (int64_t i = 1; i < count; i++) wake_.notify_one();
       } else {
@@ -184,7 +186,18 @@ void parallel(int64_t count, const std::function<void(int64_t)> &task) { Pool::i
 
 // Working memory of the calling thread, reused between calls, aligned to a cache line. Buffers in use at the same time
 // need different slots.
-enum Slot { kPanelSlot, kOtherPanelSlot, kTransposedSlot, kTileSlot, kInputSlot, kOutputSlot, kGradientSlot, kRestSlot, kPartialSlot, kSlots };
+enum Slot {
+  kPanelSlot,
+  kOtherPanelSlot,
+  kTransposedSlot,
+  kTileSlot,
+  kInputSlot,
+  kOutputSlot,
+  kGradientSlot,
+  kRestSlot,
+  kPartialSlot,
+  kSlots
+};
 
 float *scratch(Slot slot, int64_t size) {
   struct Buffer {

@@ -1,8 +1,8 @@
 // Matrix products with feature maps: 1x1 convolutions, and dense convolutions with few input channels.
 //
 // A feature map (N, C, H, W) is a matrix with a row per channel and a column per image and position. Columns of several
-// images go into the same panel, so that small maps fill the vectors. A panel is a copy of kColumns columns, row by row.
-// It is read once for each block of kRows output rows, whose sums stay in registers.
+// images go into the same panel, so that small maps fill the vectors. A panel is a copy of kColumns columns, row by
+// row. It is read once for each block of kRows output rows, whose sums stay in registers.
 #pragma once
 
 #include <algorithm>
@@ -21,7 +21,7 @@ namespace {
 constexpr int kRows = kLanes == 16 ? 8 : 4, kWide = 3;
 constexpr int64_t kColumns = kWide * kLanes;
 constexpr int64_t kCacheFloats = 48 << 10;  // 192 KiB, less than the second-level cache of any recent CPU
-constexpr int64_t kLongRow = 512;  // positions of a map from which on its channels are read one after another
+constexpr int64_t kLongRow = 512;           // positions of a map from which on its channels are read one after another
 constexpr int64_t kChunk = 144;  // columns of a step of the weights' gradient: 3 panels of AVX-512 or 6 of AVX2
 
 // A run of columns in one image: `at` is its position in the first row.
@@ -54,7 +54,8 @@ struct Channels {
       for_runs(from + column, std::min(kColumns, count - column), [&](Run run) {
         float *to = panels + column * panel_rows + run.column;
         sweep(run.count, [&](int64_t i, auto part) {
-          for (int64_t r = 0; r < rows; r++) put(to + r * kColumns + i, get(data + run.at + r * channel + i, part), part);
+          for (int64_t r = 0; r < rows; r++)
+            put(to + r * kColumns + i, get(data + run.at + r * channel + i, part), part);
         });
       });
     }
@@ -94,7 +95,8 @@ class PackedWeights {
   PackedWeights(const float *weight, int64_t rows, int64_t columns, const NormInputs &norm, int64_t first_channel)
       : PackedWeights(weight, rows, columns, columns, 1,
                       [&](int64_t row) { return norm.with_moving_statistics(first_channel + row).scale(); }) {
-    for (int64_t row = 0; row < rows; row++) shifts_.push_back(norm.with_moving_statistics(first_channel + row).shift());
+    for (int64_t row = 0; row < rows; row++)
+      shifts_.push_back(norm.with_moving_statistics(first_channel + row).shift());
     shifts_.resize(blocks() * kRows);
     activation_ = norm.activation;
   }
@@ -118,7 +120,8 @@ class PackedWeights {
 
  private:
   template <class Scale>
-  PackedWeights(const float *weight, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride, Scale scale)
+  PackedWeights(const float *weight, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride,
+                Scale scale)
       : rows_(rows), columns_(columns), data_(blocks() * columns * kRows) {
     parallel(blocks(), [&](int64_t block) {
       float *to = data_.data() + block * columns * kRows;
@@ -137,7 +140,8 @@ class PackedWeights {
 
 // sums[r][v] += over k: a[k * a_step + r * a_row] * the vector v of b[k * kColumns].
 template <int R, int W>
-inline void accumulate(const float *a, int64_t a_step, int64_t a_row, const float *b, int64_t depth, Vec (&sums)[R][W]) {
+inline void accumulate(const float *a, int64_t a_step, int64_t a_row, const float *b, int64_t depth,
+                       Vec (&sums)[R][W]) {
   for (int64_t k = 0; k < depth; k++, a += a_step, b += kColumns) {
     Vec row[W];
 #pragma GCC unroll 3
@@ -198,14 +202,15 @@ void multiply_panel(const PackedWeights &weights, int64_t block, const float *pa
   });
 }
 
-// Multiplies blocks [first, last) of the weights with the panels of the columns [from, to), which have `panel_rows` rows.
-// A block of the weights may come from a farther cache than the panels, so it is read once for all of them.
+// Multiplies blocks [first, last) of the weights with the panels of the columns [from, to), which have `panel_rows`
+// rows. A block of the weights may come from a farther cache than the panels, so it is read once for all of them.
 void multiply_panels(const PackedWeights &weights, int64_t first, int64_t last, const float *panels, int64_t panel_rows,
                      int64_t from, int64_t to, const Channels<float> &target) {
   with_past_cache(target.past_cache, [&](auto past) {
     for (int64_t block = first; block < last; block++)
       for (int64_t at = from; at < to; at += kColumns)
-        multiply_panel(weights, block, panels + (at - from) * panel_rows, at, std::min(kColumns, to - at), target, past);
+        multiply_panel(weights, block, panels + (at - from) * panel_rows, at, std::min(kColumns, to - at), target,
+                       past);
   });
 }
 
@@ -240,8 +245,8 @@ class RowProducts {
 
   // Adds the products of blocks [first_block, last_block) of kRows rows of `broadcast`, for `count` columns. The panels
   // of `broadcast` have `panel_rows` rows, those of `others` have `other_rows`.
-  void add(const float *broadcast, int64_t panel_rows, int64_t first_block, int64_t last_block, const float *others, int64_t other_rows, int64_t count,
-           float *partial) const {
+  void add(const float *broadcast, int64_t panel_rows, int64_t first_block, int64_t last_block, const float *others,
+           int64_t other_rows, int64_t count, float *partial) const {
     float *transposed = scratch(kTransposedSlot, kColumns * kChunk);
     for (int64_t first = 0; first < others_; first += kColumns) {
       const int64_t wide = std::min(kColumns, stride_ - first);
@@ -296,18 +301,20 @@ inline void clear_added_rows(float *panels, int64_t rows, int64_t panel_rows, in
   }
 }
 
-// The gradients of y = weights * x. The columns are divided into slices, whose sums are added at the end. A slice depends
-// on the shapes only, and so does the order of the sums. With few slices, the threads also share the rows.
+// The gradients of y = weights * x. The columns are divided into slices, whose sums are added at the end. A slice
+// depends on the shapes only, and so does the order of the sums. With few slices, the threads also share the rows.
 template <class Source>
-void multiply_backward(const PackedWeights *transposed_weights, const Source &x, int64_t in, const Channels<const float> &dy,
-                       int64_t out, const Channels<float> &dx, int64_t columns, float *dweight) {
+void multiply_backward(const PackedWeights *transposed_weights, const Source &x, int64_t in,
+                       const Channels<const float> &dy, int64_t out, const Channels<float> &dx, int64_t columns,
+                       float *dweight) {
   const bool swapped = out < in;  // the matrix with fewer rows is transposed
   const RowProducts products(swapped ? in : out, swapped ? out : in);
   const int64_t chunks = (columns + kChunk - 1) / kChunk, size = products.size();
   const int64_t out_rows = round_up(out, kRows), in_rows = round_up(in, kRows);
   // Long pieces of each channel are packed at a time, as far as they fit into the second-level cache.
   const int64_t at_once = std::max<int64_t>(1, 2 * kCacheFloats / ((out_rows + in_rows) * kChunk));
-  const int64_t slices = std::min((chunks + 1) / 2, std::min<int64_t>(32, std::max<int64_t>(4, (int64_t{2} << 20) / size)));
+  const int64_t slices =
+      std::min((chunks + 1) / 2, std::min<int64_t>(32, std::max<int64_t>(4, (int64_t{2} << 20) / size)));
   const int64_t parts = std::min((2 * Pool::instance().threads() + slices - 1) / slices, products.blocks());
   float *partial = scratch(kPartialSlot, slices * size);
   parallel(slices * parts, [&](int64_t task) {
@@ -326,8 +333,8 @@ void multiply_backward(const PackedWeights *transposed_weights, const Source &x,
       x.pack(in, from, to - from, x_panels, in_rows);
       if (transposed_weights) {
         const int64_t blocks = transposed_weights->blocks();
-        multiply_panels(*transposed_weights, part * blocks / parts, (part + 1) * blocks / parts, dy_panels, out_rows, from,
-                        to, dx);
+        multiply_panels(*transposed_weights, part * blocks / parts, (part + 1) * blocks / parts, dy_panels, out_rows,
+                        from, to, dx);
       }
       for (int64_t at = 0; at < to - from; at += kChunk) {
         const int64_t count = std::min(kChunk, to - from - at);
@@ -369,9 +376,8 @@ struct Pointwise {
   }
 };
 
-
-// A dense convolution with few input channels. Its matrix has a row per input channel and tap, and a column per image and
-// output position.
+// A dense convolution with few input channels. Its matrix has a row per input channel and tap, and a column per image
+// and output position.
 template <class Float>
 struct Patches {
   Float *images;

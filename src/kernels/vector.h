@@ -194,8 +194,8 @@ inline void merge_lanes(Vec &even, Vec &odd, std::integer_sequence<int, L...>) {
 inline void deal(Vec &a, Vec &b) { deal_lanes(a, b, std::make_integer_sequence<int, kLanes>()); }
 inline void merge(Vec &even, Vec &odd) { merge_lanes(even, odd, std::make_integer_sequence<int, kLanes>()); }
 
-// Calls body(position, count of the first vector, count of the second vector) for each pair of vectors of `size` elements.
-// The second count may be 0.
+// Calls body(position, count of the first vector, count of the second vector) for each pair of vectors of `size`
+// elements. The second count may be 0.
 template <class Body>
 inline void sweep_pairs(int64_t size, Body body) {
   constexpr std::integral_constant<int64_t, kLanes> full{};
@@ -251,10 +251,14 @@ inline Vec slope(Vec z) {
 template <class Body>
 inline void with_activation(int activation, Body body) {
   switch (activation) {
-    case kNone: return body(std::integral_constant<int, kNone>{});
-    case kRelu: return body(std::integral_constant<int, kRelu>{});
-    case kRelu6: return body(std::integral_constant<int, kRelu6>{});
-    default: return body(std::integral_constant<int, kHardSwish>{});
+    case kNone:
+      return body(std::integral_constant<int, kNone>{});
+    case kRelu:
+      return body(std::integral_constant<int, kRelu>{});
+    case kRelu6:
+      return body(std::integral_constant<int, kRelu6>{});
+    default:
+      return body(std::integral_constant<int, kHardSwish>{});
   }
 }
 

@@ -9,7 +9,7 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 
-from src.deploy.confidence import fit_confidence
+from src.deploy.confidence import drawn_halves, fit_confidence
 from src.deploy.verify import Expected
 from src.evaluation.calibration import fit_temperature, fit_threshold
 from src.evaluation.evaluate import softmax, summarize
@@ -87,7 +87,8 @@ def test_confidence_is_tested_on_other_images(overconfident):
     found = fit_confidence(Expected(labels, logits), 0.9)
     assert (found.fitted_images, found.tested_images) == (3000, 3000)
     # Wrong labels of the images for the fit change the fit, and not the images for the test.
-    tested, temperature = slice(1, None, 2), found.temperature
+    (fitted, tested), temperature = drawn_halves(6000), found.temperature
+    assert sorted([*fitted, *tested]) == list(range(6000))
     probabilities = softmax(logits[tested] / temperature)
     assert found.nll_after == pytest.approx(metrics.log_loss(labels[tested], probabilities, labels=range(7)))
     assert found.nll_before == pytest.approx(metrics.log_loss(labels[tested], softmax(logits[tested]), labels=range(7)))
@@ -98,3 +99,10 @@ def test_confidence_is_tested_on_other_images(overconfident):
     assert found.tested_kept_right == pytest.approx(0.9, abs=0.02)
     assert found.tested_refused_wrong == pytest.approx((~sure)[~right].mean())
     assert fit_confidence(Expected(labels[:199], logits[:199]), 0.9) is None
+
+
+def test_both_halves_have_images_of_all_classes():
+    """The classes alternate, as they do where a tool has sorted the images in turns."""
+    labels = np.tile([0, 1], 150)
+    for half in drawn_halves(300):
+        assert 50 < labels[half].sum() < 100

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from src.deploy.graph.graph import Graph, Node
-from src.deploy.graph.passes import SLICE_MASKS, drop_no_ops, fold_batch_norm, fold_scale, replace_pools
+from src.deploy.graph.passes import (
+    SLICE_MASKS,
+    channel_shuffles,
+    drop_no_ops,
+    fold_batch_norm,
+    fold_scale,
+    replace_pools,
+)
 from src.errors import UserError
 
 MAGIC = 7767517  # the first line of a .param file
@@ -78,15 +85,9 @@ def optimize_for_ncnn(graph: Graph) -> None:
 
 def join_shuffles(graph: Graph) -> None:
     """Replace each channel shuffle (reshape, transpose, reshape) by one ShuffleChannel."""
-    consumers = graph.consumers()
-    for to_groups in [node for node in graph.nodes if node.op == "Reshape" and len(node.output.shape) == 5]:
-        transpose = consumers[to_groups.output.name][0]
-        from_groups = consumers[transpose.output.name][0]
-        batch, groups, group_size, height, width = to_groups.output.shape
-        shuffled = (batch, groups * group_size, height, width)
-        if transpose.attributes.get("input_perm") == (0, 2, 1, 3, 4) and from_groups.output.shape == shuffled:
-            from_groups.op, from_groups.inputs = "ShuffleChannel", to_groups.inputs
-            from_groups.attributes = {"group": groups}
+    for to_groups, from_groups in channel_shuffles(graph):
+        from_groups.op, from_groups.inputs = "ShuffleChannel", to_groups.inputs
+        from_groups.attributes = {"group": to_groups.output.shape[1]}
 
 
 def write_ncnn(graph: Graph, path: Path, half: bool = False) -> None:

@@ -9,10 +9,11 @@ import onnxruntime
 import pytest
 from mindspore import nn, ops
 
+from src.deploy.graph.int8 import fill_channels
 from src.deploy.graph.mindir import read_mindir, read_proto, write_mindir
 from src.deploy.graph.ncnn_format import optimize_for_ncnn, write_ncnn
 from src.deploy.graph.onnx_format import write_onnx
-from src.deploy.graph.passes import fill_channels, halve_weights, optimize, pool_means, separate_padding
+from src.deploy.graph.passes import halve_weights, optimize, pool_means, separate_padding
 from src.deploy.runtimes.process import RuntimeProcess
 from src.errors import UserError
 from src.models.ghostnet import GhostModule
