@@ -14,6 +14,7 @@ compared.
 
 import contextlib
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -61,6 +62,7 @@ LEARNING_RATE = 0.01
 WARM_UP = 3  # steps before the first turn; the first step compiles
 # Threads of the process before may still wait for work in a loop for some milliseconds.
 PAUSE = 0.02  # seconds between two turns
+UNTIMED_IMAGES = 32  # with --forward, at the beginning of each turn
 # The environment variables that keep other software from using AVX-512, and our compiler from generating it.
 ISAS = {"avx2": {"CXXFLAGS": "-mno-avx512f", "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}}
 
@@ -143,8 +145,8 @@ def measure(kinds, args, config):
     """Return the benchmark's figures; times are medians over the steps."""
     threads = usable()
     seconds = {kind: [] for kind in kinds}
-    # A step of inference may take a millisecond, so a turn begins with a step that is not timed: it meets cold caches.
-    untimed = 1 if args.forward else 0
+    # A step of inference may take a millisecond, so a turn begins with steps that are not timed: they meet cold caches.
+    untimed = math.ceil(UNTIMED_IMAGES / args.batch) if args.forward else 0
     with contextlib.ExitStack() as stack:
         workers = {}
         for kind in kinds:

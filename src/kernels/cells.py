@@ -5,7 +5,7 @@ from typing import Any, Optional, Union
 
 import mindspore as ms
 import numpy as np
-from mindspore import nn, ops
+from mindspore import nn
 
 from src.kernels import operators
 from src.kernels.operators import NormSettings
@@ -190,19 +190,33 @@ class Ghost(nn.Cell):
 
 
 class SqueezeExcite(nn.Cell):
-    """Squeeze-and-Excitation that computes its 1x1 convolutions as matrix products."""
+    """Squeeze-and-Excitation in one operator."""
 
     def __init__(self, library: Path, module: nn.Cell) -> None:
         super().__init__()
-        self.reduce, self.act, self.expand, self.gate = module.reduce, module.act, module.expand, module.gate
-        self.mean, self.scale = operators.mean(library), operators.scale(library)
+        self.reduce, self.expand = module.reduce, module.expand
+        self.operator = operators.squeeze_excite(library)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
-        batch, channels = x.shape[:2]
-        hidden = self.act(product(ops.reshape(self.mean(x), (batch, channels)), self.reduce))
-        return self.scale(x, self.gate(ops.reshape(product(hidden, self.expand), (batch, channels, 1, 1))))
+        return self.operator(x, self.reduce.weight, self.reduce.bias, self.expand.weight, self.expand.bias)
 
 
-def product(x: ms.Tensor, conv: nn.Conv2d) -> ms.Tensor:
-    """Apply a 1x1 convolution with bias to (N, in_channels)."""
-    return ops.matmul(x, ops.reshape(conv.weight, conv.weight.shape[:2]).T) + conv.bias
+class ShuffleUnit(nn.Cell):
+    """ShuffleNetV2's unit at stride 1 in one operator. `branch` are its three convolutions, each with a BatchNorm."""
+
+    def __init__(self, library: Path, branch: nn.SequentialCell, interleaved: bool) -> None:
+        super().__init__()
+        self.first, self.depthwise, self.second = branch
+        train, infer = ([norm_settings(layer.norm, layer.act, mode) for layer in branch] for mode in (True, False))
+        self.train_operator = operators.shuffle_unit(library, interleaved, train)
+        self.infer_operator = operators.shuffle_unit_inference(library, interleaved, infer)
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        operator = self.train_operator if self.training else self.infer_operator
+        return operator(x, parameters(self.first), parameters(self.depthwise), parameters(self.second))
+
+
+def parameters(layer: nn.Cell) -> tuple[ms.Tensor, ...]:
+    """Return the weight of a `ConvNormAct`'s convolution and the four parameters of its BatchNorm."""
+    norm = layer.norm
+    return layer.conv.weight, norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance

@@ -68,7 +68,7 @@ class Kernels:
     """Replaces layers of a network by Cells that call the native kernels of a `library`.
 
     A cell's method `fuse(kernels)`, if it has one, decides which of its layers are computed together. It calls `join`,
-    `average_pool`, `ghost` or `preprocess`, and may return a native Cell that replaces the whole cell.
+    `average_pool`, `ghost`, `shuffle_unit` or `preprocess`, and may return a native Cell that replaces the whole cell.
     """
 
     def __init__(self, library: Path) -> None:
@@ -98,7 +98,8 @@ class Kernels:
         if hasattr(cell, "fuse"):
             return cell.fuse(self)
         if isinstance(cell, SqueezeExcite):
-            return cells.SqueezeExcite(self.library, cell)
+            known = isinstance(cell.act, nn.ReLU) and isinstance(cell.gate, nn.HSigmoid)
+            return cells.SqueezeExcite(self.library, cell) if known else None
         if isinstance(cell, ChannelSplit):
             return cells.Function(operators.split(self.library, cell.half, cell.interleaved))
         if isinstance(cell, ChannelConcat):
@@ -145,6 +146,20 @@ class Kernels:
         self.convert_convolution(module.primary)
         return cells.Ghost(self.library, module)
 
+    def shuffle_unit(self, branch: nn.SequentialCell, interleaved: bool) -> Optional[nn.Cell]:
+        """Return the native Cell for a unit of ShuffleNetV2 at stride 1, or None if the kernels do not support it.
+
+        `interleaved` says whether the unit splits its input into even and odd channels.
+        """
+        first, depthwise, second = branch
+        products = all(is_layer(layer) and is_product(layer.conv) for layer in (first, second))
+        if not (products and is_layer(depthwise, depthwise=True) and depthwise.conv.stride == (1, 1)):
+            return None
+        # Layers of which only some are frozen have BatchNorms in different modes.
+        if len({layer.norm.gamma.requires_grad for layer in branch}) > 1:
+            return None
+        return cells.ShuffleUnit(self.library, branch, interleaved)
+
     def convert_layer(self, layer: ConvNormAct) -> None:
         """Replace the parts of a `ConvNormAct` that the kernels support."""
         if is_layer(layer, depthwise=True):
@@ -173,7 +188,7 @@ class Kernels:
             return None
         if is_depthwise(conv):
             return cells.Depthwise(self.library, None, conv, None)
-        if conv.kernel_size == (1, 1) and conv.stride == (1, 1):
+        if is_product(conv):
             return cells.Pointwise(self.library, conv)
         return cells.Dense(self.library, conv) if conv.in_channels <= 4 and conv.group == 1 else None
 
@@ -198,6 +213,11 @@ def is_layer(cell: nn.Cell, depthwise: bool = False) -> bool:
 def is_depthwise(conv: nn.Conv2d) -> bool:
     """Return whether a convolution is a depthwise convolution that the kernels support."""
     return conv.group == conv.in_channels == conv.out_channels > 1 and is_plain(conv) and conv.kernel_size[0] in (3, 5)
+
+
+def is_product(conv: nn.Conv2d) -> bool:
+    """Return whether a convolution is a 1x1 convolution that the kernels support."""
+    return is_plain(conv) and conv.kernel_size == (1, 1) and conv.stride == (1, 1)
 
 
 def is_plain(conv: nn.Conv2d) -> bool:

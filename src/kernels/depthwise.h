@@ -195,8 +195,7 @@ struct DepthwiseBackward {
   float *dx, *first_dgamma, *first_dbeta, *dweight, *second_dgamma, *second_dbeta;
 };
 
-// ------------------------------------------------------------------------------------------------ one channel at a
-// time
+// ---------------------------------------------------------------------------------------- one channel at a time
 
 // Writes a plane, normalised if `present`, to the layout.
 void lay_out(const Padded &layout, bool present, const Norm &norm, const float *plane, float *to) {

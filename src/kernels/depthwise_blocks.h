@@ -365,4 +365,21 @@ void backward_block(const DepthwiseBackward &args, int64_t index) {
 // saves.
 bool in_blocks(const Depthwise &op) { return op.channels > 1 && op.in_size() <= kLargestBlock; }
 
+void run(const DepthwiseForward &args) {
+  if (!in_blocks(args.op)) return parallel(args.op.channels, [&](int64_t c) { forward_channel(args, c); });
+  with_kernel(args.op.kernel, args.op.stride, [&](auto kernel, auto stride) {
+    parallel(args.op.blocks(), [&](int64_t block) { forward_block<kernel.value, stride.value>(args, block); });
+  });
+}
+
+void run(const DepthwiseBackward &args) {
+  with_kernel(args.op.kernel, args.op.stride, [&](auto kernel, auto stride) {
+    if (in_blocks(args.op)) {
+      parallel(args.op.blocks(), [&](int64_t block) { backward_block<kernel.value, stride.value>(args, block); });
+    } else {
+      parallel(args.op.channels, [&](int64_t c) { backward_channel<kernel.value, stride.value>(args, c); });
+    }
+  });
+}
+
 }  // namespace

@@ -101,9 +101,21 @@ struct Halves {
   }
 };
 
+// The shape of feature maps (N, C, H, W) with H * W positions.
+struct MapShape {
+  int64_t batch, channels, size;
+
+  MapShape(const int64_t *shape) : batch(shape[0]), channels(shape[1]), size(shape[2] * shape[3]) {}
+  MapShape(int64_t batch, int64_t channels, int64_t size) : batch(batch), channels(channels), size(size) {}
+
+  int64_t planes() const { return batch * channels; }
+  int64_t elements() const { return planes() * size; }
+  int64_t blocks() const { return (channels + kLanes - 1) / kLanes; }
+};
+
 // Calls task(i) for each plane of a feature map, in parallel; one thread takes several planes if they are small.
-void parallel_planes(const int64_t *shape, const std::function<void(int64_t)> &task) {
-  const int64_t planes = shape[0] * shape[1], block = 1 + 16384 / (shape[2] * shape[3]);
+void parallel_planes(const MapShape &shape, const std::function<void(int64_t)> &task) {
+  const int64_t planes = shape.planes(), block = 1 + 16384 / shape.size;
   parallel((planes + block - 1) / block, [&](int64_t b) {
     for (int64_t i = b * block; i < std::min(planes, (b + 1) * block); i++) task(i);
   });
@@ -114,6 +126,15 @@ template <class Body>
 void for_elements(const int64_t *shape, Body body) {
   const int64_t size = shape[2] * shape[3];
   parallel_planes(shape, [&](int64_t i) { sweep(size, [&](int64_t j, auto count) { body(i * size + j, count); }); });
+}
+
+// The mean of each plane (N, C, H, W) to (N, C).
+void mean_of_planes(const MapShape &shape, const float *x, float *means) {
+  parallel_planes(shape, [&](int64_t i) {
+    Vec total{};
+    sweep(shape.size, [&](int64_t j, auto count) { total += get(x + i * shape.size + j, count); });
+    means[i] = static_cast<float>(sum(total) / shape.size);
+  });
 }
 
 }  // namespace

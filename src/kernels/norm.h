@@ -183,7 +183,9 @@ class NormRows {
   int64_t first() const { return first_; }
   int64_t count() const { return count_; }
   int64_t row() const { return count_ * size_; }
-  int64_t at(int64_t n) const { return (n * channels_ + first_) * size_; }
+  int64_t at(int64_t n) const { return at(n, channels_ * size_); }
+  // The same for feature maps whose images are `image` apart.
+  int64_t at(int64_t n, int64_t image) const { return n * image + first_ * size_; }
 
   // Writes value(channel of the block) for each element of a row.
   template <class Value>
@@ -221,8 +223,9 @@ class NormRows {
   int64_t batch_, channels_, size_, first_, count_;
 };
 
+// The images of y are `image` apart.
 void norm_forward_rows(const NormInputs &inputs, const NormRows &rows, int64_t batch, int64_t size, const float *x,
-                       float *y, float *mean, float *inverse) {
+                       float *y, int64_t image, float *mean, float *inverse) {
   const int64_t row = rows.row();
   float *shift = scratch(kInputSlot, 3 * row), *a = shift + row, *b = a + row;
   rows.spread(shift, [&](int64_t l) { return x[rows.at(0) + l * size]; });
@@ -248,13 +251,14 @@ void norm_forward_rows(const NormInputs &inputs, const NormRows &rows, int64_t b
     for (int64_t n = 0; n < batch; n++)
       sweep(row, [&](int64_t i, auto count) {
         const Vec z = get(x + rows.at(n) + i, count) * get(a + i, count) + get(b + i, count);
-        put(y + rows.at(n) + i, activate<kind.value>(z), count);
+        put(y + rows.at(n, image) + i, activate<kind.value>(z), count);
       });
   });
 }
 
+// The images of dy are `image` apart.
 void norm_backward_rows(const NormValues &values, const NormRows &rows, int64_t batch, int64_t size, const float *x,
-                        const float *dy, float *dx, float *dgamma, float *dbeta) {
+                        const float *dy, int64_t image, float *dx, float *dgamma, float *dbeta) {
   const int64_t row = rows.row();
   float *scale = scratch(kInputSlot, 5 * row), *shift = scale + row, *mean = shift + row;
   float *offset = mean + row, *factor = offset + row;
@@ -263,7 +267,8 @@ void norm_backward_rows(const NormValues &values, const NormRows &rows, int64_t 
   rows.spread(mean, [&](int64_t l) { return values.mean[rows.first() + l]; });
   with_activation(values.activation, [&](auto kind) {
     const auto gradient = [&](int64_t n, int64_t i, auto count, Vec value) {
-      return get(dy + rows.at(n) + i, count) * slope<kind.value>(value * get(scale + i, count) + get(shift + i, count));
+      const Vec z = value * get(scale + i, count) + get(shift + i, count);
+      return get(dy + rows.at(n, image) + i, count) * slope<kind.value>(z);
     };
     double sums_g[kLanes], sums_gx[kLanes];
     rows.sums(

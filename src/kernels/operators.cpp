@@ -15,10 +15,12 @@
 #include "depthwise.h"
 #include "depthwise_blocks.h"
 #include "maps.h"
-#include "norm.h"
+#include "norm_maps.h"
 #include "pool.h"
 #include "product.h"
 #include "settings.h"
+#include "shuffle_unit.h"
+#include "squeeze.h"
 #include "vector.h"
 
 namespace {
@@ -49,6 +51,12 @@ bool fits(const Arguments &arguments, const Halves &op, int whole) {
   return arguments.has_shape(whole, {op.batch, op.channels(), shape[2], shape[3]}) &&
          (!op.interleaved || op.first == op.second ||
           arguments.complain("channels that do not alternate", "two halves of the same size"));
+}
+
+// Returns whether the input of a unit has two halves like the branch's weights.
+bool fits(const Arguments &arguments, const ShuffleUnit &op, int weight) {
+  return arguments.has_shape(weight, {op.half.channels, op.half.channels, 1, 1}) &&
+         (op.channels % 2 == 0 || arguments.complain("an odd number of channels", "two halves"));
 }
 
 // The patches of feature maps (N, C, H, W) for a dense convolution with the settings stride and padding.
@@ -82,57 +90,17 @@ OPERATOR(preprocess, NoSettings, "*NHWC C C -> NCHW") {
 
 // Inputs x, gamma, beta, moving mean and variance, settings; outputs y, mean, inverse.
 OPERATOR(norm_forward, NormSettings, "NCHW C C C C S -> NCHW C C") {
-  const float *x = floats(data[0]);
-  const NormInputs inputs = norm_inputs(data + 1, settings);
-  float *y = output(data[6]), *mean = output(data[7]), *inverse = output(data[8]);
-  const int64_t batch = shapes[0][0], channels = shapes[0][1], size = shapes[0][2] * shapes[0][3];
-  if (size <= kSmallMap) {
-    parallel((channels + kLanes - 1) / kLanes, [&](int64_t block) {
-      norm_forward_rows(inputs, NormRows(batch, channels, size, block), batch, size, x, y, mean, inverse);
-    });
-    return 0;
-  }
-  parallel(channels, [&](int64_t c) {
-    Moments moments;
-    if (inputs.batch_statistics)
-      for (int64_t n = 0; n < batch; n++) moments.add(x + (n * channels + c) * size, size);
-    const Norm norm = inputs.finish(c, moments.statistics(), mean, inverse);
-    const bool past_cache = goes_past_cache(y, size, batch * channels * size);
-    for (int64_t n = 0; n < batch; n++)
-      norm.apply(x + (n * channels + c) * size, y + (n * channels + c) * size, size, past_cache);
-  });
+  const MapShape shape(shapes[0]);
+  normalise_maps(norm_inputs(data + 1, settings), shape, floats(data[0]), channels_of(shape, output(data[6])),
+                 output(data[7]), output(data[8]));
   return 0;
 }
 
 // Inputs x, dy, gamma, beta, mean, inverse, settings; outputs dx, dgamma, dbeta.
 OPERATOR(norm_backward, NormSettings, "NCHW NCHW C C C C S -> NCHW C C") {
-  const float *x = floats(data[0]), *dy = floats(data[1]);
-  const NormValues values = norm_values(data + 2, settings);
-  float *dx = output(data[7]), *dgamma = output(data[8]), *dbeta = output(data[9]);
-  const int64_t batch = shapes[0][0], channels = shapes[0][1], size = shapes[0][2] * shapes[0][3];
-  if (size <= kSmallMap) {
-    parallel((channels + kLanes - 1) / kLanes, [&](int64_t block) {
-      norm_backward_rows(values, NormRows(batch, channels, size, block), batch, size, x, dy, dx, dgamma, dbeta);
-    });
-    return 0;
-  }
-  parallel(channels, [&](int64_t c) {
-    const Norm norm = values.channel(c);
-    NormGradient sums;
-    float *g = scratch(kGradientSlot, batch * size);
-    for (int64_t n = 0; n < batch; n++) {
-      const int64_t at = (n * channels + c) * size;
-      sums.add(norm, x + at, dy + at, g + n * size, size);
-    }
-    dgamma[c] = sums.gamma(norm);
-    dbeta[c] = sums.beta();
-    const NormInputGradient gradient(norm, sums, static_cast<double>(batch * size), values.batch_statistics);
-    const bool past_cache = goes_past_cache(dx, size, batch * channels * size);
-    for (int64_t n = 0; n < batch; n++) {
-      const int64_t at = (n * channels + c) * size;
-      gradient.apply(x + at, g + n * size, dx + at, size, past_cache);
-    }
-  });
+  const MapShape shape(shapes[0]);
+  norm_gradients(norm_values(data + 2, settings), shape, floats(data[0]), channels_of(shape, floats(data[1])),
+                 output(data[7]), output(data[8]), output(data[9]));
   return 0;
 }
 
@@ -150,13 +118,7 @@ OPERATOR(depthwise_forward, DepthwiseSettings, "NCHW A A A A C1KK B B B B S -> N
                               output(data[14]),
                               output(data[15])};
   if (!fits(arguments, args.op, settings, 5, 1, 6, 11)) return kMismatch;
-  if (!in_blocks(args.op)) {
-    parallel(args.op.channels, [&](int64_t c) { forward_channel(args, c); });
-    return 0;
-  }
-  with_kernel(args.op.kernel, args.op.stride, [&](auto kernel, auto stride) {
-    parallel(args.op.blocks(), [&](int64_t block) { forward_block<kernel.value, stride.value>(args, block); });
-  });
+  run(args);
   return 0;
 }
 
@@ -177,13 +139,7 @@ OPERATOR(depthwise_backward, DepthwiseSettings, "NCHW NOhw A A A A C1KK B B B B 
                                output(data[16]),
                                output(data[17])};
   if (!fits(arguments, args.op, settings, 6, 2, 7, 1)) return kMismatch;
-  with_kernel(args.op.kernel, args.op.stride, [&](auto kernel, auto stride) {
-    if (in_blocks(args.op)) {
-      parallel(args.op.blocks(), [&](int64_t block) { backward_block<kernel.value, stride.value>(args, block); });
-    } else {
-      parallel(args.op.channels, [&](int64_t c) { backward_channel<kernel.value, stride.value>(args, c); });
-    }
-  });
+  run(args);
   return 0;
 }
 
@@ -194,7 +150,7 @@ OPERATOR(pointwise_forward, NoSettings, "NCHW OI11 -> NOHW") {
   const float *x = floats(data[0]), *weight = floats(data[1]);
   float *y = output(data[2]);
   for (int64_t g = 0; g < op.groups; g++) {
-    const PackedWeights weights(weight + g * op.out * op.in, op.out, op.in, op.in, 1);
+    const Weights weights(weight + g * op.out * op.in, op.out, op.in, op.in, 1, op.columns());
     multiply(weights, op.group(x, op.in_channels, g), op.group(y, op.out_channels, g), op.columns());
   }
   return 0;
@@ -208,7 +164,7 @@ OPERATOR(pointwise_norm, NormSettings, "NCHW OI11 O O O O S -> NOHW") {
   const NormInputs norm = norm_inputs(data + 2, settings);
   float *y = output(data[7]);
   for (int64_t g = 0; g < op.groups; g++) {
-    const PackedWeights weights(weight + g * op.out * op.in, op.out, op.in, norm, g * op.out);
+    const Weights weights(weight + g * op.out * op.in, op.out, op.in, norm, g * op.out, op.columns());
     multiply(weights, op.group(x, op.in_channels, g), op.group(y, op.out_channels, g), op.columns());
   }
   return 0;
@@ -221,7 +177,7 @@ OPERATOR(pointwise_backward, NoSettings, "NCHW NOHW OI11 -> NCHW OI11") {
   const float *x = floats(data[0]), *dy = floats(data[1]), *weight = floats(data[2]);
   float *dx = output(data[3]), *dweight = output(data[4]);
   for (int64_t g = 0; g < op.groups; g++) {
-    const PackedWeights transposed(weight + g * op.out * op.in, op.in, op.out, 1, op.in);
+    const Weights transposed(weight + g * op.out * op.in, op.in, op.out, 1, op.in, op.columns());
     multiply_backward(&transposed, op.group(x, op.in_channels, g), op.in, op.group(dy, op.out_channels, g), op.out,
                       op.group(dx, op.in_channels, g), op.columns(), dweight + g * op.out * op.in);
   }
@@ -296,14 +252,7 @@ OPERATOR(add_relu_backward, NoSettings, "NCHW NCHW -> NCHW") {
 
 // Input x; output (N, C, 1, 1): the mean of each channel.
 OPERATOR(mean_forward, NoSettings, "NCHW -> NC11") {
-  const float *x = floats(data[0]);
-  float *y = output(data[1]);
-  const int64_t size = shapes[0][2] * shapes[0][3];
-  parallel_planes(shapes[0], [&](int64_t i) {
-    Vec total{};
-    sweep(size, [&](int64_t j, auto count) { total += get(x + i * size + j, count); });
-    y[i] = static_cast<float>(sum(total) / size);
-  });
+  mean_of_planes(shapes[0], floats(data[0]), output(data[1]));
   return 0;
 }
 
@@ -316,32 +265,107 @@ OPERATOR(mean_backward, NoSettings, "NCHW NC11 -> NCHW") {
   return 0;
 }
 
-// Inputs x, factors (N, C, 1, 1); output: each channel times its factor.
-OPERATOR(scale_forward, NoSettings, "NCHW NC11 -> NCHW") {
-  const float *x = floats(data[0]), *factors = floats(data[1]);
-  float *y = output(data[2]);
-  const int64_t size = shapes[0][2] * shapes[0][3];
-  parallel_planes(shapes[0], [&](int64_t i) {
-    sweep(size,
-          [&](int64_t j, auto count) { put(y + i * size + j, get(x + i * size + j, count) * factors[i], count); });
+// Inputs x; weight and bias of the layer that reduces, and of the layer that expands; outputs y, the means, the hidden
+// layer, the gate's input.
+OPERATOR(squeeze_forward, NoSettings, "NCHW RC11 R CR11 C -> NCHW NC NR NC") {
+  const MapShape shape(shapes[0]);
+  const SqueezeLayers layers{shape.channels,  shapes[2][0],    floats(data[1]),
+                             floats(data[2]), floats(data[3]), floats(data[4])};
+  const float *x = floats(data[0]);
+  float *y = output(data[5]), *means = output(data[6]), *z = output(data[8]);
+  mean_of_planes(shape, x, means);
+  squeeze_gate(layers, shape.batch, means, output(data[7]), z);
+  parallel_planes(shape, [&](int64_t i) {
+    const float factor = hard_sigmoid(z[i]);
+    const int64_t at = i * shape.size;
+    sweep(shape.size, [&](int64_t j, auto count) { put(y + at + j, get(x + at + j, count) * factor, count); });
   });
   return 0;
 }
 
-// Inputs x, dy, factors; outputs dx, dfactors.
-OPERATOR(scale_backward, NoSettings, "NCHW NCHW NC11 -> NCHW NC11") {
-  const float *x = floats(data[0]), *dy = floats(data[1]), *factors = floats(data[2]);
-  float *dx = output(data[3]), *dfactors = output(data[4]);
-  const int64_t size = shapes[0][2] * shapes[0][3];
-  parallel_planes(shapes[0], [&](int64_t i) {
-    Vec total{};
-    sweep(size, [&](int64_t j, auto count) {
-      const Vec gradient = get(dy + i * size + j, count);
-      total += gradient * get(x + i * size + j, count);
-      put(dx + i * size + j, gradient * factors[i], count);
-    });
-    dfactors[i] = static_cast<float>(sum(total));
+// Inputs x, dy, the two weights, the means, the hidden layer, the gate's input; outputs dx, and the gradients of weight
+// and bias of both layers.
+OPERATOR(squeeze_backward, NoSettings, "NCHW NCHW RC11 CR11 NC NR NC -> NCHW RC11 R CR11 C") {
+  const MapShape shape(shapes[0]);
+  const int64_t batch = shape.batch, channels = shape.channels, hidden = shapes[5][1], size = shape.size;
+  const SqueezeLayers layers{channels, hidden, floats(data[2]), nullptr, floats(data[3]), nullptr};
+  const float *x = floats(data[0]), *dy = floats(data[1]), *z = floats(data[6]);
+  float *dx = output(data[7]);
+  std::vector<float> dz(batch * channels), dmeans(batch * channels), dhidden(batch * hidden);
+  parallel_planes(shape, [&](int64_t i) { dz[i] = dot(dy + i * size, x + i * size, size) * hard_sigmoid_slope(z[i]); });
+  squeeze_gradients(layers, batch, floats(data[5]), dz.data(), dhidden.data(), dmeans.data());
+  layer_gradients(batch, channels, hidden, floats(data[4]), dhidden.data(), output(data[8]), output(data[9]));
+  layer_gradients(batch, hidden, channels, floats(data[5]), dz.data(), output(data[10]), output(data[11]));
+  parallel_planes(shape, [&](int64_t i) {
+    const float factor = hard_sigmoid(z[i]), each = dmeans[i] / static_cast<float>(size);
+    sweep(size,
+          [&](int64_t j, auto count) { put(dx + i * size + j, get(dy + i * size + j, count) * factor + each, count); });
   });
+  return 0;
+}
+
+// Inputs x; weight and norm (gamma, beta, moving mean and variance) of each of the three convolutions; settings.
+// Outputs y; the outputs of the first 1x1 convolution, of the depthwise one with its norm, and of the second 1x1
+// convolution; mean and inverse of each norm.
+OPERATOR(shuffle_unit_forward, ShuffleUnitSettings,
+         "NCHW BB11 B B B B B1KK B B B B BB11 B B B B S -> NCHW NBHW NBHW NBHW B B B B B B") {
+  const ShuffleUnit op(shapes[0], settings);
+  if (!fits(arguments, op, 1)) return kMismatch;
+  const float *x = floats(data[0]);
+  float *y = output(data[17]), *z1 = output(data[18]), *z2 = output(data[19]), *z3 = output(data[20]);
+  const BranchProduct product{op.half};
+  product.forward(floats(data[1]), op.part_of_input(x, 1), channels_of(op.half, z1));
+  run(DepthwiseForward{op.depthwise(shapes[6]), z1, floats(data[6]), norm_inputs(data + 2, settings.first),
+                       norm_inputs(data + 7, settings.second), z2, output(data[21]), output(data[22]), output(data[23]),
+                       output(data[24])});
+  product.forward(floats(data[11]), channels_of<const float>(op.half, z2), channels_of(op.half, z3));
+  normalise_maps(norm_inputs(data + 12, settings.third), op.half, z3, op.part_of_output(y, 1), output(data[25]),
+                 output(data[26]));
+  copy_channels(op.half, op.part_of_input(x, 0), op.part_of_output(y, 0));
+  return 0;
+}
+
+// Inputs x, dy; weight, gamma, beta, mean, inverse of each convolution; the three outputs that shuffle_unit_forward
+// stored; settings. Outputs dx; the gradients of weight, gamma and beta of each convolution.
+OPERATOR(shuffle_unit_backward, ShuffleUnitSettings,
+         "NCHW NCHW BB11 B B B B B1KK B B B B BB11 B B B B NBHW NBHW NBHW S -> NCHW BB11 B B B1KK B B BB11 B B") {
+  const ShuffleUnit op(shapes[0], settings);
+  if (!fits(arguments, op, 2)) return kMismatch;
+  const float *x = floats(data[0]), *dy = floats(data[1]);
+  const float *z1 = floats(data[17]), *z2 = floats(data[18]), *z3 = floats(data[19]);
+  float *dx = output(data[21]);
+  float *dz = scratch(kFirstMapSlot, op.half.elements()), *other = scratch(kSecondMapSlot, op.half.elements());
+  const BranchProduct product{op.half};
+  norm_gradients(norm_values(data + 13, settings.third), op.half, z3, op.part_of_output(dy, 1), dz, output(data[29]),
+                 output(data[30]));
+  product.backward(floats(data[12]), channels_of(op.half, z2), channels_of<const float>(op.half, dz),
+                   channels_of(op.half, other), output(data[28]));
+  run(DepthwiseBackward{op.depthwise(shapes[7]), z1, other, floats(data[7]), norm_values(data + 3, settings.first),
+                        norm_values(data + 8, settings.second), dz, output(data[23]), output(data[24]),
+                        output(data[25]), output(data[26]), output(data[27])});
+  product.backward(floats(data[2]), op.part_of_input(x, 1), channels_of<const float>(op.half, dz),
+                   op.part_of_input(dx, 1), output(data[22]));
+  copy_channels(op.half, op.part_of_output(dy, 0), op.part_of_input(dx, 0));
+  return 0;
+}
+
+// For inference. Inputs as of shuffle_unit_forward; output y.
+OPERATOR(shuffle_unit_inference, ShuffleUnitSettings, "NCHW BB11 B B B B B1KK B B B B BB11 B B B B S -> NCHW") {
+  const ShuffleUnit op(shapes[0], settings);
+  if (!fits(arguments, op, 1)) return kMismatch;
+  const float *x = floats(data[0]);
+  float *y = output(data[17]);
+  float *z1 = scratch(kFirstMapSlot, op.half.elements()), *z2 = scratch(kSecondMapSlot, op.half.elements());
+  std::vector<float> statistics(2 * op.half.channels);  // which only the backward pass needs
+  const BranchProduct product{op.half};
+  product.forward(floats(data[1]), norm_inputs(data + 2, settings.first), op.part_of_input(x, 1),
+                  channels_of(op.half, z1));
+  run(DepthwiseForward{op.depthwise(shapes[6]), z1, floats(data[6]), NormInputs{},
+                       norm_inputs(data + 7, settings.second), z2, nullptr, nullptr, statistics.data(),
+                       statistics.data() + op.half.channels});
+  product.forward(floats(data[11]), norm_inputs(data + 12, settings.third), channels_of<const float>(op.half, z2),
+                  op.part_of_output(y, 1));
+  copy_channels(op.half, op.part_of_input(x, 0), op.part_of_output(y, 0));
   return 0;
 }
 
@@ -350,7 +374,7 @@ OPERATOR(dense_forward, DenseSettings, "NCHW OCKK S -> NOhw") {
   const auto x = patches(floats(data[0]), shapes[0], shapes[1], settings);
   if (!arguments.has_shape(3, {shapes[0][0], shapes[3][1], x.out_height, x.out_width})) return kMismatch;
   const int64_t out = shapes[1][0], size = x.out_size();
-  const PackedWeights weights(floats(data[1]), out, x.rows(), x.rows(), 1);
+  const Weights weights(floats(data[1]), out, x.rows(), x.rows(), 1, shapes[0][0] * size);
   multiply(weights, x, Channels<float>{output(data[3]), size, out * size, size}, shapes[0][0] * size);
   return 0;
 }
@@ -360,7 +384,7 @@ OPERATOR(dense_norm, DenseNormSettings, "NCHW OCKK O O O O S -> NOhw") {
   const auto x = patches(floats(data[0]), shapes[0], shapes[1], settings.convolution);
   if (!arguments.has_shape(7, {shapes[0][0], shapes[7][1], x.out_height, x.out_width})) return kMismatch;
   const int64_t out = shapes[1][0], size = x.out_size();
-  const PackedWeights weights(floats(data[1]), out, x.rows(), norm_inputs(data + 2, settings.norm), 0);
+  const Weights weights(floats(data[1]), out, x.rows(), norm_inputs(data + 2, settings.norm), 0, shapes[0][0] * size);
   multiply(weights, x, Channels<float>{output(data[7]), size, out * size, size}, shapes[0][0] * size);
   return 0;
 }
@@ -381,7 +405,7 @@ OPERATOR(dense_input_gradient, DenseSettings, "NCHW NOhw OCKK S -> NCHW") {
   if (!arguments.has_shape(1, {shapes[0][0], shapes[1][1], dx.out_height, dx.out_width})) return kMismatch;
   const int64_t out = shapes[2][0], size = dx.out_size(), image = shapes[0][1] * shapes[0][2] * shapes[0][3];
   const Channels<const float> dy{floats(data[1]), size, out * size, size};
-  const PackedWeights transposed(floats(data[2]), dx.rows(), out, 1, dx.rows());
+  const Weights transposed(floats(data[2]), dx.rows(), out, 1, dx.rows(), shapes[0][0] * size);
   parallel(shapes[0][0], [&](int64_t n) {
     std::fill(dx.images + n * image, dx.images + (n + 1) * image, 0.0f);
     float *panel = scratch(kPanelSlot, out * kColumns), *taps = scratch(kOtherPanelSlot, dx.rows() * kColumns);

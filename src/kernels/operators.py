@@ -3,6 +3,7 @@
 Each factory takes the path of the compiled library. It returns a function of tensors that MindSpore can differentiate.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
 
@@ -149,7 +150,12 @@ def pointwise(library: Path) -> Operator:
     def bprop(x, weight, out, dout):
         return backward(x, dout, weight)
 
-    return custom(library, "pointwise_forward", lambda x, weight: (x[0], weight[0], *x[2:]), 1, bprop)
+    return custom(library, "pointwise_forward", pointwise_shape, 1, bprop)
+
+
+def pointwise_shape(x: Shape, weight: Shape, *_: Shape) -> Shape:
+    """Return the shape of a 1x1 convolution's output."""
+    return x[0], weight[0], *x[2:]
 
 
 def dense(library: Path, stride: int, padding: int) -> Operator:
@@ -189,8 +195,7 @@ def pointwise_norm(library: Path, norm: NormSettings) -> Operator:
 
     f(x, weight, gamma, beta, moving_mean, moving_variance) -> y.
     """
-    out_shape = lambda x, weight, *_: (x[0], weight[0], *x[2:])  # noqa: E731
-    return convolution_norm(library, "pointwise_norm", out_shape, norm_values(norm), norm, pointwise(library))
+    return convolution_norm(library, "pointwise_norm", pointwise_shape, norm_values(norm), norm, pointwise(library))
 
 
 def dense_norm(library: Path, stride: int, padding: int, norm: NormSettings) -> Operator:
@@ -309,14 +314,117 @@ def mean(library: Path) -> Operator:
     return custom(library, "mean_forward", lambda x: (*x[:2], 1, 1), 1, bprop)
 
 
-def scale(library: Path) -> Operator:
-    """Return the product of each channel with its factor: f(x, factors) -> y, with factors (N, C, 1, 1)."""
-    backward = custom(library, "scale_backward", lambda x, dy, factors: (x, factors), 2)
+def squeeze_excite(library: Path) -> Operator:
+    """Return Squeeze-and-Excitation: f(x, reduce, reduce_bias, expand, expand_bias) -> y.
 
-    def bprop(x, factors, out, dout):
-        return backward(x, dout, factors)
+    `reduce` (R, C, 1, 1) and `expand` (C, R, 1, 1) are 1x1 convolutions of the means of x, with ReLU and hard sigmoid.
+    """
 
-    return custom(library, "scale_forward", lambda x, factors: x, 1, bprop)
+    def out_shape(x, reduce, *_):
+        return x, x[:2], (x[0], reduce[0]), x[:2]
+
+    backward = custom(
+        library,
+        "squeeze_backward",
+        lambda x, dy, reduce, expand, *_: (x, reduce, (reduce[0],), expand, (expand[0],)),
+        5,
+    )
+
+    def bprop(x, reduce, reduce_bias, expand, expand_bias, out, dout):
+        return backward(x, dout[0], reduce, expand, out[1], out[2], out[3])
+
+    forward = custom(library, "squeeze_forward", out_shape, 4, bprop)
+
+    def function(x, reduce, reduce_bias, expand, expand_bias):
+        return forward(x, reduce, reduce_bias, expand, expand_bias)[0]
+
+    return function
+
+
+def shuffle_unit(library: Path, interleaved: bool, norms: Sequence[NormSettings]) -> Operator:
+    """Return ShuffleNetV2's unit at stride 1: f(x, first, depthwise, second) -> y.
+
+    Half of the channels pass, and the branch convolves the other half: 1x1, depthwise, 1x1. Each of the three arguments
+    after x is (weight, gamma, beta, moving_mean, moving_variance). `norms` are the settings of the three norms. With
+    `interleaved`, the odd channels are the branch's and its output follows the channels that pass; otherwise the last
+    channels are the branch's, and its output alternates with the channels that pass.
+    """
+    values = dict(zip(("first", "second", "third"), map(norm_values, norms)))
+    kind = numbers("ShuffleUnitSettings", {"interleaved": interleaved, **values})
+    settings = tensor(kind)
+
+    def out_shape(x, weight1, gamma1, *_):
+        branch = x[0], weight1[0], *x[2:]
+        return x, *[branch] * 3, *[gamma1] * 6
+
+    def gradient_shapes(x, dy, weight1, gamma1, beta1, mean1, inverse1, weight2, *_):
+        return x, *[shape for weight in (weight1, weight2, weight1) for shape in (weight, gamma1, gamma1)]
+
+    backward = custom(library, "shuffle_unit_backward", gradient_shapes, 10)
+
+    def bprop(x, w1, g1, b1, m1, v1, w2, g2, b2, m2, v2, w3, g3, b3, m3, v3, settings, out, dout):
+        statistics = out[4:]
+        dx, dw1, dg1, db1, dw2, dg2, db2, dw3, dg3, db3 = backward(
+            *(x, dout[0]),
+            *(w1, g1, b1, statistics[0], statistics[1]),
+            *(w2, g2, b2, statistics[2], statistics[3]),
+            *(w3, g3, b3, statistics[4], statistics[5]),
+            *(out[1], out[2], out[3], settings),
+        )
+        none = ops.zeros_like(g1)
+        return (
+            dx,
+            dw1,
+            dg1,
+            db1,
+            none,
+            none,
+            dw2,
+            dg2,
+            db2,
+            none,
+            none,
+            dw3,
+            dg3,
+            db3,
+            none,
+            none,
+            ops.zeros_like(settings),
+        )
+
+    forward = custom(library, "shuffle_unit_forward", out_shape, 10, bprop, kind)
+
+    def function(x, first, depthwise, second):
+        return forward(x, *first, *depthwise, *second, settings)[0]
+
+    return function
+
+
+def shuffle_unit_inference(library: Path, interleaved: bool, norms: Sequence[NormSettings]) -> Operator:
+    """Return `shuffle_unit` for inference, where the norms have moving statistics.
+
+    Its gradient, which training does not need unless the unit is frozen, is computed by `shuffle_unit`.
+    """
+    values = dict(zip(("first", "second", "third"), map(norm_values, norms)))
+    kind = numbers("ShuffleUnitSettings", {"interleaved": interleaved, **values})
+    settings = tensor(kind)
+    whole = shuffle_unit(library, interleaved, norms)
+
+    def separate(x, *arguments):
+        return whole(x, arguments[:5], arguments[5:10], arguments[10:15])
+
+    gradient = ops.GradOperation(get_all=True, sens_param=True)(separate)
+
+    def bprop(x, w1, g1, b1, m1, v1, w2, g2, b2, m2, v2, w3, g3, b3, m3, v3, settings, out, dout):
+        arguments = w1, g1, b1, m1, v1, w2, g2, b2, m2, v2, w3, g3, b3, m3, v3
+        return *gradient(x, *arguments, dout), ops.zeros_like(settings)
+
+    forward = custom(library, "shuffle_unit_inference", lambda x, *_: x, 1, bprop, kind)
+
+    def function(x, first, depthwise, second):
+        return forward(x, *first, *depthwise, *second, settings)
+
+    return function
 
 
 def sgd(library: Path, momentum: float, nesterov: bool, rules: list[tuple[float, float]]) -> Operator:

@@ -196,6 +196,8 @@ enum Slot {
   kGradientSlot,
   kRestSlot,
   kPartialSlot,
+  kFirstMapSlot,
+  kSecondMapSlot,
   kSlots
 };
 

@@ -22,6 +22,7 @@ constexpr int kRows = kLanes == 16 ? 8 : 4, kWide = 3;
 constexpr int64_t kColumns = kWide * kLanes;
 constexpr int64_t kCacheFloats = 48 << 10;  // 192 KiB, less than the second-level cache of any recent CPU
 constexpr int64_t kLongRow = 512;           // positions of a map from which on its channels are read one after another
+constexpr int64_t kFewColumns = 400;        // columns of a product up to which its weights are not packed
 constexpr int64_t kChunk = 144;  // columns of a step of the weights' gradient: 3 panels of AVX-512 or 6 of AVX2
 
 // A run of columns in one image: `at` is its position in the first row.
@@ -35,6 +36,8 @@ struct Channels {
   Float *data;
   int64_t channel, image, size;  // floats from channel to channel, from image to image; positions of an image
   bool past_cache = false;       // whether to write past the caches
+
+  Float *plane(int64_t n, int64_t c) const { return data + n * image + c * channel; }
 
   // Calls body(run) for each run of columns in [from, from + count).
   template <class Body>
@@ -83,20 +86,32 @@ struct Channels {
   }
 };
 
-// Weights in the order in which tiles read them: for each block of kRows output rows, column by column.
-class PackedWeights {
+// The weights of a product: blocks of kRows output rows. The element (row, column) of the matrix is
+// weight[row * row_stride + column * column_stride].
+//
+// The blocks are packed in the order in which tiles read them, column by column. With few columns of feature maps, such
+// as those of a single image, packing would take longer than it saves; then only an incomplete last block is packed.
+class Weights {
  public:
-  // The element (row, column) of the matrix is weight[row * row_stride + column * column_stride].
-  PackedWeights(const float *weight, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride)
-      : PackedWeights(weight, rows, columns, row_stride, column_stride, [](int64_t) { return 1.0f; }) {}
+  Weights(const float *weight, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride,
+          int64_t product_columns)
+      : weight_(weight), rows_(rows), columns_(columns), row_stride_(row_stride), column_stride_(column_stride) {
+    first_packed_ = product_columns > kFewColumns ? 0 : rows / kRows;
+    packed_.resize((blocks() - first_packed_) * columns * kRows);
+    parallel(blocks() - first_packed_, [&](int64_t i) { pack(first_packed_ + i); });
+  }
 
-  // The same for weights that a BatchNorm with moving statistics and an activation follow: the scale is part of the
-  // weights, and shift and activation are applied to the sums.
-  PackedWeights(const float *weight, int64_t rows, int64_t columns, const NormInputs &norm, int64_t first_channel)
-      : PackedWeights(weight, rows, columns, columns, 1,
-                      [&](int64_t row) { return norm.with_moving_statistics(first_channel + row).scale(); }) {
-    for (int64_t row = 0; row < rows; row++)
-      shifts_.push_back(norm.with_moving_statistics(first_channel + row).shift());
+  // The same for weights that a BatchNorm with moving statistics and an activation follow, which are applied to the
+  // sums.
+  Weights(const float *weight, int64_t rows, int64_t columns, const NormInputs &norm, int64_t first_channel,
+          int64_t product_columns)
+      : Weights(weight, rows, columns, columns, 1, product_columns) {
+    for (int64_t row = 0; row < rows; row++) {
+      const Norm own = norm.with_moving_statistics(first_channel + row);
+      scales_.push_back(own.scale());
+      shifts_.push_back(own.shift());
+    }
+    scales_.resize(blocks() * kRows);
     shifts_.resize(blocks() * kRows);
     activation_ = norm.activation;
   }
@@ -104,37 +119,41 @@ class PackedWeights {
   int64_t rows() const { return rows_; }
   int64_t columns() const { return columns_; }
   int64_t blocks() const { return (rows_ + kRows - 1) / kRows; }
-  const float *block(int64_t i) const { return data_.data() + i * columns_ * kRows; }
 
-  // Applies shift and activation to the sums of a block.
+  // The elements of a block: its rows lie next to each other if it is packed, and row_stride() apart otherwise.
+  bool packed(int64_t block) const { return block >= first_packed_; }
+  const float *block(int64_t i) const {
+    return packed(i) ? packed_.data() + (i - first_packed_) * columns_ * kRows : weight_ + i * kRows * row_stride_;
+  }
+  int64_t row_stride() const { return row_stride_; }
+  int64_t column_stride() const { return column_stride_; }
+
+  // Applies norm and activation to the sums of a block.
   template <int R, int W>
   void finish(int64_t block, Vec (&sums)[R][W]) const {
     if (shifts_.empty()) return;
     with_activation(activation_, [&](auto kind) {
 #pragma GCC unroll 8
-      for (int r = 0; r < R; r++)
+      for (int r = 0; r < R; r++) {
+        const Vec scale = all(scales_[block * kRows + r]), shift = all(shifts_[block * kRows + r]);
 #pragma GCC unroll 3
-        for (int v = 0; v < W; v++) sums[r][v] = activate<kind.value>(sums[r][v] + shifts_[block * kRows + r]);
-    });
-  }
-
- private:
-  template <class Scale>
-  PackedWeights(const float *weight, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride,
-                Scale scale)
-      : rows_(rows), columns_(columns), data_(blocks() * columns * kRows) {
-    parallel(blocks(), [&](int64_t block) {
-      float *to = data_.data() + block * columns * kRows;
-      for (int64_t r = 0; r < std::min<int64_t>(kRows, rows - block * kRows); r++) {
-        const float *from = weight + (block * kRows + r) * row_stride;
-        const float factor = scale(block * kRows + r);
-        for (int64_t c = 0; c < columns; c++) to[c * kRows + r] = from[c * column_stride] * factor;
+        for (int v = 0; v < W; v++) sums[r][v] = activate<kind.value>(sums[r][v] * scale + shift);
       }
     });
   }
 
-  int64_t rows_, columns_;
-  std::vector<float> data_, shifts_;
+ private:
+  void pack(int64_t block) {
+    float *to = packed_.data() + (block - first_packed_) * columns_ * kRows;
+    for (int64_t r = 0; r < std::min<int64_t>(kRows, rows_ - block * kRows); r++) {
+      const float *from = weight_ + (block * kRows + r) * row_stride_;
+      for (int64_t c = 0; c < columns_; c++) to[c * kRows + r] = from[c * column_stride_];
+    }
+  }
+
+  const float *weight_;
+  int64_t rows_, columns_, row_stride_, column_stride_, first_packed_;
+  std::vector<float> packed_, scales_, shifts_;
   int activation_ = kNone;
 };
 
@@ -169,14 +188,19 @@ inline void with_tile(int64_t rows, int64_t columns, Body body) {
 
 // Multiplies a block of the weights with the panel of columns [from, from + count), and writes the rows to `target`.
 template <class Past>
-void multiply_panel(const PackedWeights &weights, int64_t block, const float *panel, int64_t from, int64_t count,
+void multiply_panel(const Weights &weights, int64_t block, const float *panel, int64_t from, int64_t count,
                     const Channels<float> &target, Past past) {
   const int64_t rows = std::min<int64_t>(kRows, weights.rows() - block * kRows);
   float *to = target.data + block * kRows * target.channel;
   with_tile(rows, count, [&](auto r, auto w) {
     constexpr int R = r.value, W = w.value;
     Vec sums[R][W] = {};
-    accumulate<R, W>(weights.block(block), kRows, 1, panel, weights.columns(), sums);
+    const float *own = weights.block(block);
+    if (weights.packed(block)) {
+      accumulate<R, W>(own, kRows, 1, panel, weights.columns(), sums);
+    } else {
+      accumulate<R, W>(own, weights.column_stride(), weights.row_stride(), panel, weights.columns(), sums);
+    }
     weights.finish(block, sums);
     const int64_t n = from / target.size, position = from % target.size;
     if (position + count <= target.size && count == kColumns && rows == R) {
@@ -204,7 +228,7 @@ void multiply_panel(const PackedWeights &weights, int64_t block, const float *pa
 
 // Multiplies blocks [first, last) of the weights with the panels of the columns [from, to), which have `panel_rows`
 // rows. A block of the weights may come from a farther cache than the panels, so it is read once for all of them.
-void multiply_panels(const PackedWeights &weights, int64_t first, int64_t last, const float *panels, int64_t panel_rows,
+void multiply_panels(const Weights &weights, int64_t first, int64_t last, const float *panels, int64_t panel_rows,
                      int64_t from, int64_t to, const Channels<float> &target) {
   with_past_cache(target.past_cache, [&](auto past) {
     for (int64_t block = first; block < last; block++)
@@ -216,7 +240,7 @@ void multiply_panels(const PackedWeights &weights, int64_t first, int64_t last, 
 
 // target = weights * source, where both have `columns` columns. Several threads compute it.
 template <class Source>
-void multiply(const PackedWeights &weights, const Source &source, const Channels<float> &target, int64_t columns) {
+void multiply(const Weights &weights, const Source &source, const Channels<float> &target, int64_t columns) {
   // The panels of a chunk fit into the second-level cache. Long chunks read and write long pieces of each channel.
   const int64_t tasks = 4 * Pool::instance().threads(), fitting = kCacheFloats / weights.columns();
   const int64_t chunk = round_up(std::max<int64_t>(1, std::min(fitting, columns / tasks)), kColumns);
@@ -304,9 +328,8 @@ inline void clear_added_rows(float *panels, int64_t rows, int64_t panel_rows, in
 // The gradients of y = weights * x. The columns are divided into slices, whose sums are added at the end. A slice
 // depends on the shapes only, and so does the order of the sums. With few slices, the threads also share the rows.
 template <class Source>
-void multiply_backward(const PackedWeights *transposed_weights, const Source &x, int64_t in,
-                       const Channels<const float> &dy, int64_t out, const Channels<float> &dx, int64_t columns,
-                       float *dweight) {
+void multiply_backward(const Weights *transposed_weights, const Source &x, int64_t in, const Channels<const float> &dy,
+                       int64_t out, const Channels<float> &dx, int64_t columns, float *dweight) {
   const bool swapped = out < in;  // the matrix with fewer rows is transposed
   const RowProducts products(swapped ? in : out, swapped ? out : in);
   const int64_t chunks = (columns + kChunk - 1) / kChunk, size = products.size();

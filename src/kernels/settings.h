@@ -39,4 +39,9 @@ struct HalvesSettings {
   float interleaved;  // condition
 };
 
+struct ShuffleUnitSettings {
+  float interleaved;  // condition: even and odd channels of the input are its halves, not the first and the last
+  NormSettings first, second, third;
+};
+
 }  // namespace

@@ -66,3 +66,9 @@ class NativeKernels(Protocol):
 
     def ghost(self, module: nn.Cell) -> Optional[nn.Cell]:
         """Return the native Cell that replaces a `GhostModule`, or None if the kernels do not support it."""
+
+    def shuffle_unit(self, branch: nn.SequentialCell, interleaved: bool) -> Optional[nn.Cell]:
+        """Return the native Cell for a unit of ShuffleNetV2 at stride 1, or None if the kernels do not support it.
+
+        `interleaved` says whether the unit splits its input into even and odd channels.
+        """

@@ -1,9 +1,11 @@
 """ShuffleNetV2: https://arxiv.org/abs/1807.11164, section 3 and table 5."""
 
+from typing import Optional
+
 import mindspore as ms
 from mindspore import nn, ops
 
-from src.models.declaration import Option
+from src.models.declaration import NativeKernels, Option
 from src.models.layers import ChannelConcat, ChannelSplit, ConvNormAct, GlobalPool
 
 
@@ -38,6 +40,10 @@ class ShuffleUnit(nn.Cell):
             # In the authors' layout, taking the even channels is the paper's shuffle and channel split in one step.
             self.split = ChannelSplit(in_channels, interleaved=not equal_split)
         self.concat = ChannelConcat(shortcut_out, interleaved=equal_split)
+
+    def fuse(self, kernels: NativeKernels) -> Optional[nn.Cell]:
+        """Return the native Cell that replaces the unit at stride 1, or None."""
+        return None if self.split is None else kernels.shuffle_unit(self.branch, self.split.interleaved)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         shortcut, branch = (x, x) if self.split is None else self.split(x)

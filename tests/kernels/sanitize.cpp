@@ -20,8 +20,9 @@ extern "C" {
 void set_threads(int);
 Kernel norm_forward, norm_backward, depthwise_forward, depthwise_backward, pointwise_forward, pointwise_backward,
     dense_forward, dense_weight_gradient, dense_input_gradient, max_pool_forward, max_pool_backward, merge_channels,
-    deal_channels, mean_forward, mean_backward, scale_forward, scale_backward, add_relu_forward, add_relu_backward, preprocess,
-    pointwise_norm, dense_norm;
+    deal_channels, mean_forward, mean_backward, squeeze_forward, squeeze_backward, add_relu_forward,
+    add_relu_backward, preprocess, pointwise_norm, dense_norm, shuffle_unit_forward, shuffle_unit_backward,
+    shuffle_unit_inference;
 }
 
 typedef std::vector<int64_t> Shape;
@@ -135,8 +136,24 @@ void call_all() {
     }
     run(mean_forward, v(s), v(point));
     run(mean_backward, v(s), v(point), v(s));
-    run(scale_forward, v(s), v(point), v(s));
-    run(scale_backward, v(s), v(s), v(point), v(s), v(point));
+    const Shape reduce{5, c, 1, 1}, expand{c, 5, 1, 1}, means{n, c}, hidden{n, 5};
+    run(squeeze_forward, v(s), v(reduce), v({5}), v(expand), v(channels), v(s), v(means), v(hidden), v(means));
+    run(squeeze_backward, v(s), v(s), v(reduce), v(expand), v(means), v(hidden), v(means), v(s), v(reduce), v({5}),
+        v(expand), v(channels));
+    for (float interleaved : {0.0f, 1.0f}) {
+      const Shape both{n, 2 * c, h, w}, product{c, c, 1, 1}, taps{c, 1, 3, 3};
+      const auto own = [&](float training) {
+        return settings({interleaved, 1e-5f, 0.9f, 1, 1, training, 1e-5f, 0.9f, 0, 1, training, 1e-5f, 0.9f, 1, 1, training});
+      };
+      const auto b = [&] { return values(channels); };
+      run(shuffle_unit_forward, v(both), v(product), b(), b(), b(), b(), v(taps), b(), b(), b(), b(), v(product), b(),
+          b(), b(), b(), own(1), v(both), v(s), v(s), v(s), b(), b(), b(), b(), b(), b());
+      run(shuffle_unit_backward, v(both), v(both), v(product), b(), b(), b(), b(), v(taps), b(), b(), b(), b(),
+          v(product), b(), b(), b(), b(), v(s), v(s), v(s), own(1), v(both), v(product), b(), b(), v(taps), b(), b(),
+          v(product), b(), b());
+      run(shuffle_unit_inference, v(both), v(product), b(), b(), b(), b(), v(taps), b(), b(), b(), b(), v(product),
+          b(), b(), b(), b(), own(0), v(both));
+    }
     run(add_relu_forward, v(s), v(s), v(s));
     run(add_relu_backward, v(s), v(s), v(s));
   }

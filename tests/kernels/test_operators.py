@@ -6,6 +6,9 @@ import pytest
 from mindspore import nn, ops
 
 from src.kernels import build, cells, operators
+from src.kernels.convert import Kernels
+from src.models.layers import SqueezeExcite
+from src.models.shufflenet_v2 import ShuffleUnit
 from tests.kernels.formulas import batch_norm, convolution, max_pool
 
 SHAPES = [  # batch, channels, height, width
@@ -252,14 +255,57 @@ def test_add_relu(library, shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_mean_and_scale(library, shape):
-    x, factors = random(shape), random((*shape[:2], 1, 1), 1)
+def test_mean(library, shape):
+    x = random(shape)
     (mean,), (dx,) = run(operators.mean(library), x)
     assert_close([mean], [x.astype(np.float64).mean((2, 3), keepdims=True)])
     assert_close([dx], [np.broadcast_to(random(mean.shape, 9), shape) / (shape[2] * shape[3])])
-    (scaled,), gradients = run(operators.scale(library), x, factors)
-    dy = random(shape, 9)
-    assert_close([scaled, *gradients], [x * factors, dy * factors, (dy * x).sum((2, 3), keepdims=True)])
+
+
+def randomised(cell):
+    """Give a cell weights of different values, so that mistaken channels are seen; the same for each cell."""
+    for i, parameter in enumerate(cell.get_parameters()):
+        values = random(parameter.shape, i, 0.5, 0.0 if parameter.ndim == 4 else 1.0)
+        parameter.set_data(ms.Tensor(np.abs(values) if "variance" in parameter.name else values))
+    return cell
+
+
+def assert_equal_cells(stock, native, x, tolerance=2e-4):
+    """Compare outputs, gradients and moving statistics of two cells with the same parameters and names."""
+    results = []
+    for cell in (stock, native):
+        weights = [parameter for parameter in cell.get_parameters() if parameter.requires_grad]
+
+        def total(x, cell=cell):
+            out = cell(x)
+            return (out * ms.Tensor(random(out.shape, 9))).sum()
+
+        dx, gradients = ops.grad(total, 0, weights)(x)
+        moving = [parameter for parameter in cell.get_parameters() if "moving" in parameter.name]
+        arrays = [cell(x), dx, *gradients, *moving]
+        results.append([array.asnumpy().copy() for array in arrays])
+    assert_close(results[1], results[0], tolerance)
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 14, 14), (1, 3, 1, 1), (2, 40, 15, 13), (3, 17, 7, 7)])
+@pytest.mark.parametrize("hidden", [1, 4, 35])
+def test_squeeze_excite(library, shape, hidden):
+    stock, native = (randomised(SqueezeExcite(shape[1], hidden)) for _ in range(2))
+    # Gates between 0 and 1, and beyond both ends.
+    x = ms.Tensor(random(shape, 50, 3.0))
+    assert_equal_cells(stock, Kernels(library).replacement(native), x)
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 14, 14), (2, 34, 15, 13), (3, 6, 7, 7), (2, 36, 2, 3), (5, 70, 28, 28)])
+@pytest.mark.parametrize("equal_split", [False, True])
+@pytest.mark.parametrize("training", [True, False])
+def test_shuffle_unit(library, shape, equal_split, training):
+    stock, native = (randomised(ShuffleUnit(shape[1], shape[1], 1, equal_split)) for _ in range(2))
+    names = [parameter.name for parameter in native.get_parameters()]
+    native = native.fuse(Kernels(library))
+    for parameter, name in zip(native.get_parameters(), names):
+        parameter.name = name
+    assert_equal_cells(stock.set_train(training), native.set_train(training), ms.Tensor(random(shape, 50)), 5e-4)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +313,7 @@ def test_mean_and_scale(library, shape):
     [
         ("mean_forward", lambda x: (*x[:2], 2, 1), [(1, 2, 3, 3)], "argument 1 has the shape (1, 2, 2, 1)"),
         ("mean_forward", lambda x, _: (*x[:2], 1, 1), [(1, 2, 3, 3)] * 2, "argument 1 has the shape (1, 2, 3, 3)"),
-        ("scale_forward", lambda x: x, [(1, 2, 3, 3)], "argument 1 has the shape (1, 2, 3, 3)"),
+        ("add_relu_forward", lambda x: x, [(1, 2, 3, 3)], "too few arguments"),
         ("pointwise_forward", lambda x, w: (1, 6, 3, 3), [(1, 5, 3, 3), (6, 2, 1, 1)], "argument 0 has the shape"),
         ("max_pool_forward", lambda x: (1, 2, 3, 2), [(1, 2, 4, 4)], "argument 1 has the shape (1, 2, 3, 2)"),
         ("merge_channels", lambda a, b, _: (1, 6, 3, 3), [(1, 4, 3, 3), (1, 2, 3, 3), (2,)], "argument 2 has the"),
