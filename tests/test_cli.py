@@ -201,7 +201,9 @@ def test_interrupted_training_ends_with_one_line_and_a_usable_checkpoint(
     script, tmp_path, number, mode, batch_size, updates
 ):
     command = [sys.executable, str(ROOT / "train.py"), "--config", str(QUICKSTART), "run.dir=run", *SMALL]
-    settings = ["train.epochs=1000", f"runtime.mode={mode}", f"train.batch_size={batch_size}"]
+    # A small network, because most of the time is compilation.
+    settings = ["model.name=mobilenet_v1", "model.width=0.25", "train.epochs=1000"]
+    settings += [f"runtime.mode={mode}", f"train.batch_size={batch_size}"]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([*command, *settings], cwd=tmp_path, **streams) as process:
         for line in process.stdout:

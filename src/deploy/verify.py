@@ -1,5 +1,6 @@
 """Verify on each of its runtimes that an exported file gives the same outputs as its checkpoint."""
 
+import copy
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from src.models.classifier import Classifier
 MAX_DIFFERENCE = 1e-4
 MAX_RELATIVE_DIFFERENCE = 1e-5
 NORMAL_95 = 1.959964  # 97.5 % quantile of the normal distribution
+CHECKPOINT_BATCH = 64  # images that the checkpoint classifies at a time; a batch for each would take longer
 MIN_AGREEMENT = 0.999  # share of images with the same top-1 class
 
 
@@ -63,9 +65,14 @@ class LossError(UserError):
 
 
 def expected_outputs(runtime: RuntimeConfig, classifier: Classifier, loader: Loader) -> Expected:
-    """Return the checkpoint's outputs for the loader's images; `runtime` is the section of the config."""
+    """Return the checkpoint's outputs for the loader's images; `runtime` is the section of the config.
+
+    They do not depend on the batch size, so small batches are enlarged.
+    """
     step = make_eval_step(classifier.set_train(False), compiled=runtime.mode == "graph")
-    _, labels, logits = zip(*predict(step, loader))
+    larger = copy.copy(loader)
+    larger.batch_size = max(loader.batch_size, min(CHECKPOINT_BATCH, len(loader.samples)))
+    _, labels, logits = zip(*predict(step, larger))
     return Expected(np.concatenate(labels), np.concatenate(logits))
 
 

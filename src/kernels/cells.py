@@ -206,7 +206,7 @@ class ShuffleUnit(nn.Cell):
 
     def __init__(self, library: Path, branch: nn.SequentialCell, interleaved: bool) -> None:
         super().__init__()
-        self.first, self.depthwise, self.second = branch
+        self.first, self.depthwise, self.second = (Layer(layer) for layer in branch)
         train, infer = ([norm_settings(layer.norm, layer.act, mode) for layer in branch] for mode in (True, False))
         self.train_operator = operators.shuffle_unit(library, interleaved, train)
         self.infer_operator = operators.shuffle_unit_inference(library, interleaved, infer)
@@ -216,7 +216,68 @@ class ShuffleUnit(nn.Cell):
         return operator(x, parameters(self.first), parameters(self.depthwise), parameters(self.second))
 
 
-def parameters(layer: nn.Cell) -> tuple[ms.Tensor, ...]:
-    """Return the weight of a `ConvNormAct`'s convolution and the four parameters of its BatchNorm."""
-    norm = layer.norm
-    return layer.conv.weight, norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance
+class InvertedResidual(nn.Cell):
+    """An `InvertedResidual`, whose layers the kernels compute one by one in training, and together in inference.
+
+    `expand` is None in a block without expansion, and `squeeze` in a block without SE.
+    """
+
+    def __init__(
+        self,
+        library: Path,
+        block: nn.Cell,
+        expand: Optional[nn.Cell],
+        depthwise: nn.Cell,
+        squeeze: Optional[nn.Cell],
+        project: nn.Cell,
+    ) -> None:
+        super().__init__()
+        self.block = block
+        self.expand, self.depthwise, self.project = Layer(expand), Layer(depthwise), Layer(project)
+        self.squeeze = Squeeze(squeeze)
+        norms = (
+            norm_settings(expand.norm, expand.act, False) if expand is not None else None,
+            norm_settings(depthwise.norm, depthwise.act, False),
+            norm_settings(project.norm, project.act, False),
+        )
+        stride = depthwise.conv.stride[0]
+        self.operator = operators.inverted_residual(library, stride, norms, squeeze is not None, block.residual)
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        if self.training:
+            return self.block(x)
+        expand, depthwise, project = parameters(self.expand), parameters(self.depthwise), parameters(self.project)
+        squeeze = self.squeeze
+        return self.operator(
+            x, expand, depthwise, (squeeze.reduce, squeeze.reduce_bias, squeeze.expand, squeeze.expand_bias), project
+        )
+
+
+class Layer(nn.Cell):
+    """The parameters of a `ConvNormAct`, or Tensors of one element without a layer."""
+
+    def __init__(self, layer: Optional[nn.Cell]) -> None:
+        super().__init__()
+        unused = ms.Tensor(np.zeros(1, np.float32))
+        norm = layer.norm if layer is not None else None
+        self.weight = layer.conv.weight if layer is not None else ms.Tensor(np.zeros((1, 1, 1, 1), np.float32))
+        for key in ("gamma", "beta", "moving_mean", "moving_variance"):
+            setattr(self, key, getattr(norm, key) if norm is not None else unused)
+
+
+class Squeeze(nn.Cell):
+    """The parameters of a `SqueezeExcite`, or Tensors of one element without it."""
+
+    def __init__(self, module: Optional[nn.Cell]) -> None:
+        super().__init__()
+        for key in ("reduce", "expand"):
+            conv = getattr(module, key) if module is not None else None
+            shapes = (1, 1, 1, 1), (1,)
+            tensors = (conv.weight, conv.bias) if conv else (ms.Tensor(np.zeros(shape, np.float32)) for shape in shapes)
+            for name, value in zip((key, f"{key}_bias"), tensors):
+                setattr(self, name, value)
+
+
+def parameters(layer: Layer) -> tuple[ms.Tensor, ...]:
+    """Return the parameters of a layer in the order of the operators' arguments."""
+    return layer.weight, layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance

@@ -9,7 +9,15 @@ from mindspore import nn
 from src.config.schema import RuntimeConfig
 from src.errors import UserError
 from src.kernels import build, cells, operators
-from src.models.layers import AddReLU, ChannelConcat, ChannelSplit, ConvNormAct, GlobalPool, SqueezeExcite
+from src.models.layers import (
+    AddReLU,
+    ChannelConcat,
+    ChannelSplit,
+    ConvNormAct,
+    GlobalPool,
+    InvertedResidual,
+    SqueezeExcite,
+)
 from src.processors import usable
 
 
@@ -80,15 +88,17 @@ class Kernels:
             for before, after in zip(list(cell), list(cell)[1:]):
                 self.join(before, after)
         for name, child in list(cell.name_cells().items()):
+            names = names_by_id(child)
+            native = None if isinstance(child, ConvNormAct) else self.replacement(child)
             if isinstance(child, ConvNormAct):
                 self.convert_layer(child)
-                continue
-            names = names_by_id(child)
-            native = self.replacement(child)
-            if native is None:
+            elif native is None:
                 self.convert(child)
-            elif isinstance(cell, (nn.SequentialCell, nn.CellList)):
-                restore_names(native, names)  # MindSpore looks for the position in the names
+            # A container looks for the positions of its cells in the names.
+            restore_names(child if native is None else native, names)
+            if native is None:
+                continue
+            if isinstance(cell, (nn.SequentialCell, nn.CellList)):
                 cell[int(name)] = native
             else:
                 setattr(cell, name, native)
@@ -98,8 +108,9 @@ class Kernels:
         if hasattr(cell, "fuse"):
             return cell.fuse(self)
         if isinstance(cell, SqueezeExcite):
-            known = isinstance(cell.act, nn.ReLU) and isinstance(cell.gate, nn.HSigmoid)
-            return cells.SqueezeExcite(self.library, cell) if known else None
+            return cells.SqueezeExcite(self.library, cell) if is_squeeze(cell) else None
+        if isinstance(cell, InvertedResidual):
+            return self.inverted_residual(cell)
         if isinstance(cell, ChannelSplit):
             return cells.Function(operators.split(self.library, cell.half, cell.interleaved))
         if isinstance(cell, ChannelConcat):
@@ -160,6 +171,18 @@ class Kernels:
             return None
         return cells.ShuffleUnit(self.library, branch, interleaved)
 
+    def inverted_residual(self, block: InvertedResidual) -> Optional[nn.Cell]:
+        """Return the native Cell for an `InvertedResidual`, or None if the kernels do not support it."""
+        layers = list(block.layers)
+        squeeze = layers.pop(-2) if isinstance(layers[-2], SqueezeExcite) else None
+        *expand, depthwise, project = layers
+        products = all(is_layer(layer) and is_product(layer.conv) for layer in (*expand, project))
+        if not (products and is_layer(depthwise, depthwise=True) and (squeeze is None or is_squeeze(squeeze))):
+            return None
+        native = cells.InvertedResidual(self.library, block, expand[0] if expand else None, depthwise, squeeze, project)
+        self.convert(block)
+        return native
+
     def convert_layer(self, layer: ConvNormAct) -> None:
         """Replace the parts of a `ConvNormAct` that the kernels support."""
         if is_layer(layer, depthwise=True):
@@ -188,7 +211,7 @@ class Kernels:
             return None
         if is_depthwise(conv):
             return cells.Depthwise(self.library, None, conv, None)
-        if is_product(conv):
+        if conv.kernel_size == (1, 1) and conv.stride == (1, 1):
             return cells.Pointwise(self.library, conv)
         return cells.Dense(self.library, conv) if conv.in_channels <= 4 and conv.group == 1 else None
 
@@ -216,8 +239,13 @@ def is_depthwise(conv: nn.Conv2d) -> bool:
 
 
 def is_product(conv: nn.Conv2d) -> bool:
-    """Return whether a convolution is a 1x1 convolution that the kernels support."""
-    return is_plain(conv) and conv.kernel_size == (1, 1) and conv.stride == (1, 1)
+    """Return whether a convolution is a 1x1 convolution without groups that the kernels support."""
+    return is_plain(conv) and conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.group == 1
+
+
+def is_squeeze(module: SqueezeExcite) -> bool:
+    """Return whether the kernels support a Squeeze-and-Excitation."""
+    return isinstance(module.act, nn.ReLU) and isinstance(module.gate, nn.HSigmoid)
 
 
 def is_plain(conv: nn.Conv2d) -> bool:

@@ -167,6 +167,20 @@ struct Depthwise {
     out_width = (width - 1) / stride + 1;
   }
 
+  // A convolution of maps with other channels than `in` has, without shuffle.
+  Depthwise(const int64_t *in, int64_t channels, int64_t kernel, int64_t stride)
+      : batch(in[0]),
+        channels(channels),
+        height(in[2]),
+        width(in[3]),
+        kernel(kernel),
+        stride(stride),
+        keep(false),
+        runs(1) {
+    out_height = (height - 1) / stride + 1;
+    out_width = (width - 1) / stride + 1;
+  }
+
   int64_t out_channels() const { return keep ? 2 * channels : channels; }
   // Channels of the parameters of a norm; a norm that does not exist has parameters with one element.
   int64_t norm_channels(const NormSettings &norm) const { return norm.present != 0 ? channels : 1; }

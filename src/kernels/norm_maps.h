@@ -26,6 +26,16 @@ void copy_channels(const MapShape &shape, const Channels<const float> &from, con
   });
 }
 
+// to += from, plane by plane.
+void add_channels(const MapShape &shape, const Channels<const float> &from, const Channels<float> &to) {
+  parallel_planes(shape, [&](int64_t i) {
+    const int64_t n = i / shape.channels, c = i % shape.channels;
+    const float *x = from.plane(n, c);
+    float *y = to.plane(n, c);
+    sweep(shape.size, [&](int64_t j, auto count) { put(y + j, get(y + j, count) + get(x + j, count), count); });
+  });
+}
+
 // y = act(norm(x)). Stores mean and inverse of each channel for the backward pass.
 void normalise_maps(const NormInputs &inputs, const MapShape &shape, const float *x, const Channels<float> &y,
                     float *mean, float *inverse) {

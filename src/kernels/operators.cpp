@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "arguments.h"
+#include "branch.h"
 #include "depthwise.h"
 #include "depthwise_blocks.h"
 #include "maps.h"
@@ -275,11 +276,7 @@ OPERATOR(squeeze_forward, NoSettings, "NCHW RC11 R CR11 C -> NCHW NC NR NC") {
   float *y = output(data[5]), *means = output(data[6]), *z = output(data[8]);
   mean_of_planes(shape, x, means);
   squeeze_gate(layers, shape.batch, means, output(data[7]), z);
-  parallel_planes(shape, [&](int64_t i) {
-    const float factor = hard_sigmoid(z[i]);
-    const int64_t at = i * shape.size;
-    sweep(shape.size, [&](int64_t j, auto count) { put(y + at + j, get(x + at + j, count) * factor, count); });
-  });
+  scale_by_gate(shape, x, z, y);
   return 0;
 }
 
@@ -355,17 +352,52 @@ OPERATOR(shuffle_unit_inference, ShuffleUnitSettings, "NCHW BB11 B B B B B1KK B 
   if (!fits(arguments, op, 1)) return kMismatch;
   const float *x = floats(data[0]);
   float *y = output(data[17]);
-  float *z1 = scratch(kFirstMapSlot, op.half.elements()), *z2 = scratch(kSecondMapSlot, op.half.elements());
-  std::vector<float> statistics(2 * op.half.channels);  // which only the backward pass needs
-  const BranchProduct product{op.half};
-  product.forward(floats(data[1]), norm_inputs(data + 2, settings.first), op.part_of_input(x, 1),
-                  channels_of(op.half, z1));
-  run(DepthwiseForward{op.depthwise(shapes[6]), z1, floats(data[6]), NormInputs{},
-                       norm_inputs(data + 7, settings.second), z2, nullptr, nullptr, statistics.data(),
-                       statistics.data() + op.half.channels});
-  product.forward(floats(data[11]), norm_inputs(data + 12, settings.third), channels_of<const float>(op.half, z2),
-                  op.part_of_output(y, 1));
+  const Depthwise depthwise = op.depthwise(shapes[6]);
+  const Branch branch{depthwise,
+                      op.half.channels,
+                      op.half.channels,
+                      floats(data[1]),
+                      floats(data[6]),
+                      floats(data[11]),
+                      norm_inputs(data + 2, settings.first),
+                      norm_inputs(data + 7, settings.second),
+                      norm_inputs(data + 12, settings.third),
+                      SqueezeLayers{}};
+  branch.run(op.part_of_input(x, 1), op.part_of_output(y, 1), false);
   copy_channels(op.half, op.part_of_input(x, 0), op.part_of_output(y, 0));
+  return 0;
+}
+
+// For inference. Inputs x; weight and norm (gamma, beta, moving mean and variance) of the 1x1 expansion and of the
+// depthwise convolution; weight and bias of both layers of Squeeze-and-Excitation; weight and norm of the 1x1
+// projection; settings. Output y. The inputs of layers that do not exist have one element.
+OPERATOR(inverted_residual, InvertedResidualSettings,
+         "NCHW EF11 E E E E G1KK G G G G RQ11 R PT11 P OL11 O O O O S -> NOhw") {
+  const int64_t channels = shapes[0][1], hidden = shapes[6][0], out = shapes[15][0];
+  const bool expands = settings.first.present != 0, squeezes = settings.squeezes != 0;
+  const Depthwise depthwise(shapes[0], hidden, shapes[6][2], static_cast<int64_t>(settings.stride));
+  const int64_t reduced = squeezes ? shapes[11][0] : 1;
+  if (!arguments.has_shape(1, {expands ? hidden : 1, expands ? channels : 1, 1, 1}) ||
+      !arguments.has_shape(6, {expands ? hidden : channels, 1, depthwise.kernel, depthwise.kernel}) ||
+      !arguments.has_shape(11, {reduced, squeezes ? hidden : 1, 1, 1}) ||
+      !arguments.has_shape(13, {squeezes ? hidden : 1, reduced, 1, 1}) ||
+      !arguments.has_shape(15, {out, hidden, 1, 1}) ||
+      !arguments.has_shape(21, {shapes[0][0], out, depthwise.out_height, depthwise.out_width}))
+    return kMismatch;
+  SqueezeLayers squeeze{};
+  if (squeezes) squeeze = {hidden, reduced, floats(data[11]), floats(data[12]), floats(data[13]), floats(data[14])};
+  const Branch branch{depthwise,
+                      channels,
+                      out,
+                      floats(data[1]),
+                      floats(data[6]),
+                      floats(data[15]),
+                      norm_inputs(data + 2, settings.first),
+                      norm_inputs(data + 7, settings.second),
+                      norm_inputs(data + 16, settings.third),
+                      squeeze};
+  branch.run(channels_of(shapes[0], floats(data[0])), channels_of(shapes[21], output(data[21])),
+             settings.residual != 0);
   return 0;
 }
 

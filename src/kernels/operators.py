@@ -427,6 +427,56 @@ def shuffle_unit_inference(library: Path, interleaved: bool, norms: Sequence[Nor
     return function
 
 
+def inverted_residual(
+    library: Path,
+    stride: int,
+    norms: tuple[Optional[NormSettings], NormSettings, NormSettings],
+    squeezes: bool,
+    residual: bool,
+) -> Operator:
+    """Return MobileNetV2's inverted residual for inference, where the norms have moving statistics.
+
+    f(x, expand, depthwise, squeeze, project) -> y. Three arguments are (weight, gamma, beta, moving_mean,
+    moving_variance), and `squeeze` is (reduce, reduce_bias, expand, expand_bias). `norms` are the settings of the three
+    norms. If the first one is None, there is no expansion. The Tensors of layers that do not exist have one element.
+    The gradient, which training does not need unless the block is frozen, is computed by the separate operators.
+    """
+    values = dict(zip(("first", "second", "third"), map(norm_values, norms)))
+    kind = numbers("InvertedResidualSettings", {"stride": stride, "residual": residual, "squeezes": squeezes, **values})
+    settings = tensor(kind)
+    product, middle = pointwise(library), depthwise(library, stride, None, norms[1])
+    excite = squeeze_excite(library)
+    first = norm_activation(library, norms[0]) if norms[0] is not None else None
+    third = norm_activation(library, norms[2])
+    unused = [ms.Tensor(np.zeros(1, np.float32))] * 4
+
+    def separate(x, *arguments):
+        y = x
+        if first is not None:
+            y = first(product(y, arguments[0]), *arguments[1:5])
+        y = middle(y, *unused, *arguments[5:10])
+        if squeezes:
+            y = excite(y, *arguments[10:14])
+        y = third(product(y, arguments[14]), *arguments[15:19])
+        return x + y if residual else y
+
+    gradient = ops.GradOperation(get_all=True, sens_param=True)(separate)
+
+    def bprop(x, w1, g1, b1, m1, v1, w2, g2, b2, m2, v2, r, rb, e, eb, w3, g3, b3, m3, v3, settings, out, dout):
+        arguments = w1, g1, b1, m1, v1, w2, g2, b2, m2, v2, r, rb, e, eb, w3, g3, b3, m3, v3
+        return *gradient(x, *arguments, dout), ops.zeros_like(settings)
+
+    def out_shape(x, *shapes):
+        return x[0], shapes[14][0], *((side - 1) // stride + 1 for side in x[2:])
+
+    forward = custom(library, "inverted_residual", out_shape, 1, bprop, kind)
+
+    def function(x, expand, depthwise, squeeze, project):
+        return forward(x, *expand, *depthwise, *squeeze, *project, settings)
+
+    return function
+
+
 def sgd(library: Path, momentum: float, nesterov: bool, rules: list[tuple[float, float]]) -> Operator:
     """Return the update of all weights by SGD: f(weights, gradients, velocities, rate) -> a Tensor to depend on.
 

@@ -37,6 +37,7 @@ struct Channels {
   int64_t channel, image, size;  // floats from channel to channel, from image to image; positions of an image
   bool past_cache = false;       // whether to write past the caches
 
+  Channels from_image(int64_t n) const { return {data + n * image, channel, image, size, past_cache}; }
   Float *plane(int64_t n, int64_t c) const { return data + n * image + c * channel; }
 
   // Calls body(run) for each run of columns in [from, from + count).

@@ -39,6 +39,11 @@ struct HalvesSettings {
   float interleaved;  // condition
 };
 
+struct InvertedResidualSettings {
+  float stride, residual, squeezes;   // the last two are conditions: x is added to the output; there is an SE
+  NormSettings first, second, third;  // the first one is not present if there is no 1x1 expansion
+};
+
 struct ShuffleUnitSettings {
   float interleaved;  // condition: even and odd channels of the input are its halves, not the first and the last
   NormSettings first, second, third;

@@ -24,12 +24,6 @@ struct BranchProduct {
     multiply(Weights(weight, shape.channels, shape.channels, shape.channels, 1, columns()), x, y, columns());
   }
 
-  // For inference: also the norm after it.
-  void forward(const float *weight, const NormInputs &norm, const Channels<const float> &x,
-               const Channels<float> &y) const {
-    multiply(Weights(weight, shape.channels, shape.channels, norm, 0, columns()), x, y, columns());
-  }
-
   void backward(const float *weight, const Channels<const float> &x, const Channels<const float> &dy,
                 const Channels<float> &dx, float *dweight) const {
     const Weights transposed(weight, shape.channels, shape.channels, 1, shape.channels, columns());
@@ -69,9 +63,7 @@ struct ShuffleUnit {
 
   Depthwise depthwise(const int64_t *weight) const {
     const int64_t in[4] = {batch, half.channels, height, width};
-    DepthwiseSettings settings{};
-    settings.stride = settings.shuffle_groups = 1;
-    return Depthwise(in, weight, settings);
+    return Depthwise(in, half.channels, weight[2], 1);
   }
 };
 

@@ -45,6 +45,15 @@ void squeeze_gate(const SqueezeLayers &layers, int64_t batch, const float *means
   });
 }
 
+// y = x times the hard sigmoid of z (N, C); y may be x.
+void scale_by_gate(const MapShape &shape, const float *x, const float *z, float *y) {
+  parallel_planes(shape, [&](int64_t i) {
+    const float factor = hard_sigmoid(z[i]);
+    const int64_t at = i * shape.size;
+    sweep(shape.size, [&](int64_t j, auto count) { put(y + at + j, get(x + at + j, count) * factor, count); });
+  });
+}
+
 // The gradients of a layer's weight (outputs, inputs) and bias, from its inputs (N, inputs) and the gradient of its
 // outputs (N, outputs).
 void layer_gradients(int64_t batch, int64_t inputs, int64_t outputs, const float *x, const float *dy, float *dweight,

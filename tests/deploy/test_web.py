@@ -33,8 +33,8 @@ from tests.conftest import ROOT
 from tests.deploy.browser import CHROMIUM, Browser
 from tests.deploy.conftest import PHOTO_CLASSES, PHOTO_SIZE
 
-# One group, so that all tests are on one worker and share one browser.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
+# One group, so that all tests are on one worker and share one browser, and the quickstart of some of them.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("quickstart")]
 HAS_RUNTIME = (ort_web.cached() / ort_web.WASM).is_file()
 needs_runtime = pytest.mark.skipif(
     not HAS_RUNTIME, reason="onnxruntime-web is not in the cache: run python tools/setup_ort_web.py"

@@ -22,7 +22,7 @@ Kernel norm_forward, norm_backward, depthwise_forward, depthwise_backward, point
     dense_forward, dense_weight_gradient, dense_input_gradient, max_pool_forward, max_pool_backward, merge_channels,
     deal_channels, mean_forward, mean_backward, squeeze_forward, squeeze_backward, add_relu_forward,
     add_relu_backward, preprocess, pointwise_norm, dense_norm, shuffle_unit_forward, shuffle_unit_backward,
-    shuffle_unit_inference;
+    shuffle_unit_inference, inverted_residual;
 }
 
 typedef std::vector<int64_t> Shape;
@@ -154,6 +154,18 @@ void call_all() {
       run(shuffle_unit_inference, v(both), v(product), b(), b(), b(), b(), v(taps), b(), b(), b(), b(), v(product),
           b(), b(), b(), b(), own(0), v(both));
     }
+    for (float stride : {1.0f, 2.0f})
+      for (bool squeezes : {false, true}) {
+        const Shape wide{2 * c}, one{1}, small{squeezes ? 5 : 1}, point{1, 1, 1, 1};
+        const Shape out{n, c, (h - 1) / int64_t(stride) + 1, (w - 1) / int64_t(stride) + 1};
+        const auto b = [&](const Shape &shape) { return values(shape); };
+        run(inverted_residual, v(s), v({2 * c, c, 1, 1}), b(wide), b(wide), b(wide), b(wide), v({2 * c, 1, 5, 5}), b(wide),
+            b(wide), b(wide), b(wide), v(squeezes ? Shape{5, 2 * c, 1, 1} : point), b(small),
+            v(squeezes ? Shape{2 * c, 5, 1, 1} : point), b(squeezes ? wide : one), v({c, 2 * c, 1, 1}), b(channels),
+            b(channels), b(channels), b(channels),
+            settings({stride, stride == 1, float(squeezes), 1e-5f, 0.9f, 3, 1, 0, 1e-5f, 0.9f, 3, 1, 0, 1e-5f, 0.9f, 0, 1, 0}),
+            v(out));
+      }
     run(add_relu_forward, v(s), v(s), v(s));
     run(add_relu_backward, v(s), v(s), v(s));
   }

@@ -7,7 +7,7 @@ from mindspore import nn, ops
 
 from src.kernels import build, cells, operators
 from src.kernels.convert import Kernels
-from src.models.layers import SqueezeExcite
+from src.models.layers import InvertedResidual, SqueezeExcite
 from src.models.shufflenet_v2 import ShuffleUnit
 from tests.kernels.formulas import batch_norm, convolution, max_pool
 
@@ -262,50 +262,70 @@ def test_mean(library, shape):
     assert_close([dx], [np.broadcast_to(random(mean.shape, 9), shape) / (shape[2] * shape[3])])
 
 
-def randomised(cell):
-    """Give a cell weights of different values, so that mistaken channels are seen; the same for each cell."""
-    for i, parameter in enumerate(cell.get_parameters()):
-        values = random(parameter.shape, i, 0.5, 0.0 if parameter.ndim == 4 else 1.0)
-        parameter.set_data(ms.Tensor(np.abs(values) if "variance" in parameter.name else values))
-    return cell
-
-
-def assert_equal_cells(stock, native, x, tolerance=2e-4):
-    """Compare outputs, gradients and moving statistics of two cells with the same parameters and names."""
+def assert_equal_cells(make, to_native, x, tolerance, training=True):
+    """Compare outputs, gradients and moving statistics of a stock cell and of its replacement."""
     results = []
-    for cell in (stock, native):
-        weights = [parameter for parameter in cell.get_parameters() if parameter.requires_grad]
+    for replace in (lambda cell: cell, to_native):
+        cell = make()
+        parameters = list(cell.get_parameters())
+        # Different values, so that mistaken channels are seen.
+        for i, parameter in enumerate(parameters):
+            values = random(parameter.shape, i, 0.5, 0.0 if parameter.ndim == 4 else 1.0)
+            parameter.set_data(ms.Tensor(np.abs(values) if "variance" in parameter.name else values))
+        weights = [parameter for parameter in parameters if parameter.requires_grad]
+        moving = [parameter for parameter in parameters if "moving" in parameter.name]
+        cell = replace(cell).set_train(training)
 
         def total(x, cell=cell):
             out = cell(x)
             return (out * ms.Tensor(random(out.shape, 9))).sum()
 
         dx, gradients = ops.grad(total, 0, weights)(x)
-        moving = [parameter for parameter in cell.get_parameters() if "moving" in parameter.name]
-        arrays = [cell(x), dx, *gradients, *moving]
-        results.append([array.asnumpy().copy() for array in arrays])
+        results.append([array.asnumpy().copy() for array in (cell(x), dx, *gradients, *moving)])
     assert_close(results[1], results[0], tolerance)
 
 
 @pytest.mark.parametrize("shape", [(4, 8, 14, 14), (1, 3, 1, 1), (2, 40, 15, 13), (3, 17, 7, 7)])
 @pytest.mark.parametrize("hidden", [1, 4, 35])
 def test_squeeze_excite(library, shape, hidden):
-    stock, native = (randomised(SqueezeExcite(shape[1], hidden)) for _ in range(2))
-    # Gates between 0 and 1, and beyond both ends.
-    x = ms.Tensor(random(shape, 50, 3.0))
-    assert_equal_cells(stock, Kernels(library).replacement(native), x)
+    x = ms.Tensor(random(shape, 50, 3.0))  # gates between 0 and 1, and beyond both ends
+    assert_equal_cells(lambda: SqueezeExcite(shape[1], hidden), Kernels(library).replacement, x, 2e-4)
 
 
 @pytest.mark.parametrize("shape", [(4, 8, 14, 14), (2, 34, 15, 13), (3, 6, 7, 7), (2, 36, 2, 3), (5, 70, 28, 28)])
 @pytest.mark.parametrize("equal_split", [False, True])
 @pytest.mark.parametrize("training", [True, False])
 def test_shuffle_unit(library, shape, equal_split, training):
-    stock, native = (randomised(ShuffleUnit(shape[1], shape[1], 1, equal_split)) for _ in range(2))
-    names = [parameter.name for parameter in native.get_parameters()]
-    native = native.fuse(Kernels(library))
-    for parameter, name in zip(native.get_parameters(), names):
-        parameter.name = name
-    assert_equal_cells(stock.set_train(training), native.set_train(training), ms.Tensor(random(shape, 50)), 5e-4)
+    x = ms.Tensor(random(shape, 50))
+    kernels = Kernels(library)
+    assert_equal_cells(
+        lambda: ShuffleUnit(shape[1], shape[1], 1, equal_split), lambda unit: unit.fuse(kernels), x, 5e-4, training
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize(
+    ("channels", "hidden", "out", "kernel", "stride", "squeeze", "side"),
+    [
+        (8, 48, 8, 3, 1, None, 14),  # with residual
+        (8, 48, 8, 5, 1, 12, 9),
+        (16, 40, 24, 3, 2, None, 15),
+        (16, 40, 24, 5, 2, 10, 28),
+        (12, 12, 12, 3, 1, None, 7),  # without expansion
+        (12, 12, 20, 3, 2, 3, 8),
+        (17, 300, 17, 3, 1, None, 30),  # one image is a group
+    ],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_inverted_residual(library, batch, channels, hidden, out, kernel, stride, squeeze, side, training):
+    x = ms.Tensor(random((batch, channels, side, side), 50))
+    assert_equal_cells(
+        lambda: InvertedResidual(channels, hidden, out, kernel, stride, nn.HSwish, squeeze),
+        Kernels(library).replacement,
+        x,
+        1e-3,
+        training,
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -46,7 +47,8 @@ class Tiny(nn.Cell):
 def main(folder):
     """Train with each case of the file `cases.json`, {name: overrides}; write what this process ends with.
 
-    The first rank writes the names of the operators in its compiled graphs to `operators.json`.
+    Each rank writes the cores that it may use to `cores-RANK.json`. The first rank writes the names of the operators in
+    its compiled graphs to `operators.json`.
     """
     NETWORKS["tiny"] = Tiny
     settings = parse_yaml((folder / "c.yaml").read_text(), "c.yaml")
@@ -61,6 +63,7 @@ def main(folder):
             use_device(config.runtime, config.train.seed)
             with ranks.output():
                 train.train(config, *open_run(config, None, False, ranks), ranks)
+    (folder / f"cores-{ranks.rank}.json").write_text(json.dumps(sorted(os.sched_getaffinity(0))))
     if ranks.is_first:
         (folder / "operators.json").write_text(json.dumps(sorted({node.name for node in nodes})))
     ranks.leave()

@@ -67,10 +67,10 @@ COUNTS = {  # images by split and class
 }
 
 
-def start_ranks(cwd, script, *arguments, ranks=2, **variables):
+def start_ranks(cwd, script, *arguments, ranks=2, options=(), **variables):
     """Run a script in some processes and return the ended process of msrun, with its output as `log`.
 
-    `variables` are set in its environment.
+    `options` are msrun's, and `variables` are set in its environment.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -78,7 +78,7 @@ def start_ranks(cwd, script, *arguments, ranks=2, **variables):
     msrun = Path(sys.executable).with_name("msrun")
     command = [
         *(msrun, f"--worker_num={ranks}", f"--local_worker_num={ranks}", f"--master_port={port}"),
-        *("--join=True", f"--log_dir={cwd}/logs", ROOT / script, *arguments),
+        *("--join=True", f"--log_dir={cwd}/logs", *options, ROOT / script, *arguments),
     ]
     # msrun runs the first `python` in PATH, so PATH begins with the folder of this environment.
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -274,8 +274,15 @@ def alone(fresh_processes, tmp_path_factory):
 @pytest.mark.parametrize("ranks", CASES)
 def test_all_ranks_end_alike_with_every_technique(alone, tmp_path, monkeypatch, ranks):
     write_cases(tmp_path, CASES[ranks], alone / "teacher" / "best.ckpt", ranks)
-    done = start_ranks(tmp_path, "tests/runtime/rank_of_techniques.py", tmp_path, ranks=ranks)
+    # msrun needs a core for each rank that it binds.
+    bound = ranks <= os.cpu_count()
+    options = ["--bind_core=True"] if bound else []
+    done = start_ranks(tmp_path, "tests/runtime/rank_of_techniques.py", tmp_path, ranks=ranks, options=options)
     assert done.returncode == 0, done.log
+    if bound:
+        cores = [json.loads((tmp_path / f"cores-{rank}.json").read_text()) for rank in range(ranks)]
+        assert all(cores)
+        assert len(set().union(*cores)) == sum(map(len, cores))  # no rank has a core of another rank
     found = {name: [note_of(tmp_path / f"{name}-{rank}.json") for rank in range(ranks)] for name, _ in CASES[ranks]}
     for name, notes in found.items():
         assert notes == [notes[0]] * ranks, name
