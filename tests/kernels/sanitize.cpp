@@ -163,7 +163,7 @@ void call_all() {
             b(wide), b(wide), b(wide), v(squeezes ? Shape{5, 2 * c, 1, 1} : point), b(small),
             v(squeezes ? Shape{2 * c, 5, 1, 1} : point), b(squeezes ? wide : one), v({c, 2 * c, 1, 1}), b(channels),
             b(channels), b(channels), b(channels),
-            settings({stride, stride == 1, float(squeezes), 1e-5f, 0.9f, 3, 1, 0, 1e-5f, 0.9f, 3, 1, 0, 1e-5f, 0.9f, 0, 1, 0}),
+            settings({stride, float(stride == 1), float(squeezes), 1e-5f, 0.9f, 3, 1, 0, 1e-5f, 0.9f, 3, 1, 0, 1e-5f, 0.9f, 0, 1, 0}),
             v(out));
       }
     run(add_relu_forward, v(s), v(s), v(s));
