@@ -38,8 +38,10 @@ void squeeze_gate(const SqueezeLayers &layers, int64_t batch, const float *means
   parallel(batch, [&](int64_t n) {
     const float *mean = means + n * channels;
     float *own = hidden + n * reduced;
-    for (int64_t r = 0; r < reduced; r++)
-      own[r] = std::max(0.0f, layers.reduce_bias[r] + dot(layers.reduce + r * channels, mean, channels));
+    for (int64_t r = 0; r < reduced; r++) {
+      const float value = layers.reduce_bias[r] + dot(layers.reduce + r * channels, mean, channels);
+      own[r] = value < 0 ? 0 : value;  // keeps NaN
+    }
     for (int64_t c = 0; c < channels; c++)
       z[n * channels + c] = layers.expand_bias[c] + dot(layers.expand + c * reduced, own, reduced);
   });
