@@ -37,10 +37,7 @@ SMALL = [
 
 
 def pytest_configure(config):
-    """Pin each worker of the tests to a core, because idle threads of MindSpore use CPU time.
-
-    There are three workers for two cores: a worker that waits for other processes leaves its core to the third one.
-    """
+    """Pin each worker of the tests to its own core, because idle threads of MindSpore use CPU time."""
     if hasattr(config, "workerinput") and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(config.workerinput["workerid"].removeprefix("gw")) % len(cores)]})
