@@ -166,8 +166,8 @@ class Kernels:
         products = all(is_layer(layer) and is_product(layer.conv) for layer in (first, second))
         if not (products and is_layer(depthwise, depthwise=True) and depthwise.conv.stride == (1, 1)):
             return None
-        # Layers of which only some are frozen have BatchNorms in different modes.
-        if len({layer.norm.gamma.requires_grad for layer in branch}) > 1:
+        # A frozen unit stays in evaluation mode, which the classifier switches on in the unit itself.
+        if not all(layer.norm.gamma.requires_grad for layer in branch):
             return None
         return cells.ShuffleUnit(self.library, branch, interleaved)
 

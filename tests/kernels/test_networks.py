@@ -97,7 +97,7 @@ def test_steps_are_bit_identical_on_any_number_of_threads(name):
         assert all((other[key] == value).all() for key, value in results[0].items())
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v2", "ghostnet"])
+@pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v2", "ghostnet", "shufflenet_v2"])
 @pytest.mark.parametrize("part", [1, 2, "backbone"])
 def test_frozen_part_keeps_weights_and_statistics(name, part):
     model = {"name": name, "width": min(NETWORKS[name].variants), "freeze": part}
